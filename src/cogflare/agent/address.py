@@ -1,0 +1,49 @@
+"""The server that a worker dials: one URL from the user, the addresses that follow from it."""
+
+from urllib.parse import urljoin, urlsplit
+
+from cogflare.protocol.messages import LINK_PATH
+
+_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_PORTS = {"http": 80, "https": 443}
+Origin = tuple[str, str, int]  # scheme, host, port
+
+
+class ServerAddress:
+    """A server's base URL; `http`, `https`, `ws` and `wss` are taken, and a path in front of the routes."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+        scheme = _SCHEMES.get(parts.scheme)
+        if scheme is None or not parts.hostname or parts.query or parts.fragment or parts.username:
+            raise ValueError(f"{url!r} is not the address of a server; it looks like https://gateway.example.com")
+        self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self.origin = origin_of(self.base)
+
+    @property
+    def link(self) -> str:
+        """The WebSocket address of the worker link."""
+        return "ws" + self.base.removeprefix("http") + LINK_PATH
+
+    def attempt(self, prediction: str, attempt: int, leaf: str) -> str:
+        """Return the address of something that belongs to an attempt."""
+        return f"{self.base}/worker/v1/attempts/{prediction}/{attempt}/{leaf}"
+
+    def resolve(self, reference: str) -> str:
+        """Return the absolute URL of what the server named; relative references start from the URL that was dialled."""
+        return urljoin(f"{self.base}/", reference)
+
+    def is_own(self, url: str) -> bool:
+        """Say whether the URL has the server's own origin."""
+        try:
+            return origin_of(url) == self.origin
+        except ValueError:
+            return False
+
+
+def origin_of(url: str) -> Origin:
+    """Return scheme, host and port of an http(s) URL; raise `ValueError` for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("not an http(s) URL with a host")
+    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]

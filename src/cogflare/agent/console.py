@@ -1,0 +1,39 @@
+"""What the worker says to the person who runs it: a line an event, text or JSON. Never a token, never an input."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import msgspec
+
+
+class Console:
+    """Writes lines to `stream`; `json` makes each an object with a time, an event and its fields."""
+
+    def __init__(self, json: bool = False, stream: TextIO | None = None, wall: Callable[[], float] = time.time) -> None:
+        self._json = json
+        self._stream = stream or sys.stderr
+        self._wall = wall
+
+    def say(self, event: str, text: str, **fields: Any) -> None:
+        """Report an event: `text` is for people, `event` and the fields are for machines."""
+        now = self._wall()
+        if self._json:
+            line = msgspec.json.encode({"time": round(now, 3), "event": event, "text": text, **fields}).decode()
+        else:
+            line = f"{time.strftime('%H:%M:%S', time.localtime(now))}  {text}"
+        print(line, file=self._stream, flush=True)
+
+    def model(self, text: str) -> None:
+        """Pass on what the model said while it was set up."""
+        for line in text.splitlines():
+            if line.strip():
+                self.say("setup", f"  {line.encode(errors='replace').decode()}")
+
+
+class Silence(Console):
+    """A console that says nothing."""
+
+    def say(self, event: str, text: str, **fields: Any) -> None:
+        """Say nothing."""

@@ -1,0 +1,265 @@
+"""Input files: fetched here, under this worker's rules, and handed to the model as files of this machine.
+
+Which fields are files is what the model's schema says (`format: uri`); a model without a schema gets its input as it
+is. `data:` URLs stay. Everything that goes wrong is the prediction's failure, in words for whoever made it.
+"""
+
+import asyncio
+import re
+import shutil
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import httpcore2
+import httpx2
+import msgspec
+from msgspec import Raw
+
+from cogflare.agent.address import ServerAddress
+from cogflare.agent.guard import Forbidden, GuardedNetwork
+from cogflare.agent.shelf import Shelf
+from cogflare.domain.schemas import BadSchema, input_schema
+
+_HOPS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_TIMEOUTS = {"timeout": {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": 30.0}}
+_NAME = re.compile(r"[^0-9A-Za-z._-]+")
+
+
+_HEADERS = ((b"Accept", b"*/*"), (b"User-Agent", b"cogflare"), (b"Accept-Encoding", b"identity"))
+
+
+class InputError(Exception):
+    """The input cannot be given to the model; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one input file may cost."""
+
+    bytes: int = 512 * 1024 * 1024
+    total_s: float = 600.0
+
+
+@dataclass(slots=True)
+class Fetched:
+    """An input for the model, and the files behind it until `InputFiles.drop`."""
+
+    input: Raw
+    urls: list[str] = field(default_factory=list)
+    folder: Path | None = None
+
+
+class InputFiles:
+    """Fetches the files that inputs name. URLs of the server's own origin are trusted, others must be public."""
+
+    def __init__(
+        self,
+        server: ServerAddress,
+        shelf: Shelf,
+        *,
+        allow_private: bool = False,
+        limits: Limits | None = None,
+        folder: Path | None = None,
+        verify: ssl.SSLContext | None = None,
+    ) -> None:
+        self._server = server
+        self._shelf = shelf
+        self._allow_private = allow_private
+        self._limits = limits or Limits()
+        self._folder = folder
+        self._schema: dict[str, Any] | None = None
+        tls = verify or httpx2.create_ssl_context()
+        self._anywhere = httpcore2.AsyncConnectionPool(ssl_context=tls)
+        self._public = httpcore2.AsyncConnectionPool(
+            ssl_context=tls, network_backend=GuardedNetwork(httpcore2.AnyIOBackend())
+        )
+
+    def learn(self, openapi_schema: Raw | None) -> None:
+        """Take the model's schema; without one, or with one that makes no sense, inputs pass as they are."""
+        try:
+            schema = input_schema(msgspec.json.decode(openapi_schema)) if openapi_schema is not None else None
+        except (BadSchema, msgspec.DecodeError):
+            schema = None
+        self._schema = schema if schema is not None and b'"format":"uri"' in msgspec.json.encode(schema) else None
+
+    async def fetch(self, given: Raw) -> Fetched:
+        """Return the input with its files replaced by URLs of this machine; raises `InputError`."""
+        if self._schema is None:
+            return Fetched(given)
+        try:
+            value = msgspec.json.decode(given)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InputError(f"input: {error}") from error
+        fetched = Fetched(given)
+        try:
+            for place in list(_files([self._schema], value, "input")):
+                await self._one(place, fetched)
+        except BaseException:
+            self.drop(fetched)
+            raise
+        if fetched.urls:
+            fetched.input = Raw(msgspec.json.encode(value))
+        return fetched
+
+    def drop(self, fetched: Fetched) -> None:
+        """Delete the files of an input."""
+        for url in fetched.urls:
+            self._shelf.take_down(url)
+        if fetched.folder is not None:
+            shutil.rmtree(fetched.folder, ignore_errors=True)
+
+    async def aclose(self) -> None:
+        """Close the connections and the shelf."""
+        await self._anywhere.aclose()
+        await self._public.aclose()
+        await self._shelf.aclose()
+
+    async def _one(self, place: "_Place", fetched: Fetched) -> None:
+        url = place.url
+        scheme = url.partition(":")[0].lower()
+        if scheme == "data":
+            return
+        if scheme not in ("http", "https"):
+            raise InputError(f"{place.path}: only http(s) and data: URLs can be files")
+        if fetched.folder is None:
+            fetched.folder = Path(tempfile.mkdtemp(prefix="cogflare-input-", dir=self._folder))
+        file = fetched.folder / str(len(fetched.urls))
+        try:
+            async with asyncio.timeout(self._limits.total_s):
+                await self._download(url, file)
+        except TimeoutError as error:
+            raise InputError(f"{place.path}: cannot fetch {_shown(url)}: it took too long") from error
+        except _UNREACHABLE as error:
+            why = str(error) or type(error).__name__
+            raise InputError(f"{place.path}: cannot fetch {_shown(url)}: {why}") from error
+        served = await self._shelf.put_up(file, _filename(url))
+        fetched.urls.append(served)
+        place.holder[place.key] = served
+
+    async def _download(self, url: str, file: Path) -> None:
+        for _ in range(_HOPS + 1):
+            async with AsyncExitStack() as stack:
+                response = await stack.enter_async_context(self._get(url))
+                if response.status in _REDIRECTS:
+                    url = _target(url, response)
+                    continue
+                if response.status != 200:
+                    raise _Refusal(f"HTTP {response.status}")
+                await self._save(response, file)
+                return
+        raise _Refusal(f"more than {_HOPS} redirects")
+
+    def _get(self, url: str) -> Any:
+        try:
+            parsed = httpx2.URL(url)
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise _Refusal("not a URL") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise _Refusal("not an http(s) URL")
+        if parsed.userinfo:
+            raise _Refusal("a URL with a user name is not supported")
+        trusted = self._allow_private or self._server.is_own(str(parsed))
+        target = httpcore2.URL(scheme=parsed.raw_scheme, host=parsed.raw_host, port=parsed.port, target=parsed.raw_path)
+        # No authorization, not even to the server itself: the URL was chosen by whoever made the prediction.
+        headers = [(b"Host", parsed.netloc), *_HEADERS]
+        pool = self._anywhere if trusted else self._public
+        return pool.stream("GET", target, headers=headers, extensions=_TIMEOUTS)
+
+    async def _save(self, response: httpcore2.Response, file: Path) -> None:
+        limit = self._limits.bytes
+        announced = _header(response, b"content-length")
+        if announced.isdigit() and int(announced) > limit:
+            raise _Refusal(f"it has more than {limit} bytes")
+        size = 0
+        with file.open("wb") as out:
+            async for chunk in response.aiter_stream():
+                size += len(chunk)
+                if size > limit:
+                    raise _Refusal(f"it has more than {limit} bytes")
+                out.write(chunk)
+
+
+class _Refusal(Exception):
+    """This URL gives no file."""
+
+
+_UNREACHABLE = (
+    _Refusal,
+    Forbidden,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.TimeoutException,
+)
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a file's URL stands in an input."""
+
+    holder: Any
+    key: Any
+    url: str
+    path: str
+
+
+def _files(schemas: list[dict[str, Any]], value: object, path: str) -> Iterator[_Place]:
+    """Find the places below `value` that the schemas, which all describe it, call files."""
+    schemas = list(_unfolded(schemas))
+    pairs: Iterator[tuple[Any, Any]] | enumerate[Any]
+    if isinstance(value, dict):
+        pairs = iter(value.items())
+    elif isinstance(value, list):
+        pairs = enumerate(value)
+    else:
+        return
+    for key, member in pairs:
+        below = [found for schema in schemas if (found := _member(schema, key)) is not None]
+        here = f"{path}.{key}"
+        if isinstance(member, str):
+            if any(schema.get("format") == "uri" for schema in _unfolded(below)):
+                yield _Place(value, key, member, here)
+        elif below:
+            yield from _files(below, member, here)
+
+
+def _unfolded(schemas: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for schema in schemas:
+        yield schema
+        yield from _unfolded([*schema.get("allOf", ()), *schema.get("anyOf", ())])
+
+
+def _member(schema: dict[str, Any], key: str | int) -> dict[str, Any] | None:
+    if isinstance(key, int):
+        found = schema.get("items")
+    else:
+        found = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+    return found if isinstance(found, dict) else None
+
+
+def _target(url: str, response: httpcore2.Response) -> str:
+    location = _header(response, b"location")
+    if not location:
+        raise _Refusal(f"HTTP {response.status} without a location")
+    return urljoin(url, location.decode("latin-1"))
+
+
+def _header(response: httpcore2.Response, name: bytes) -> bytes:
+    return next((value for key, value in response.headers if key.lower() == name), b"")
+
+
+def _filename(url: str) -> str:
+    """Return a harmless name for the file; models go by its extension."""
+    last = unquote(urlsplit(url).path).rpartition("/")[2]
+    return _NAME.sub("_", last).lstrip(".")[-100:] or "file"
+
+
+def _shown(url: str) -> str:
+    """Return the URL without its query, which may be a signature."""
+    return url.partition("?")[0][:200]

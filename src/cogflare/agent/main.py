@@ -1,0 +1,141 @@
+"""Putting a worker together: options in, exit code out. The only place of the agent that knows its concrete parts."""
+
+import asyncio
+import platform
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from cogflare.agent.address import ServerAddress
+from cogflare.agent.agent import STOPPED, Agent
+from cogflare.agent.clock import SystemClock
+from cogflare.agent.console import Console
+from cogflare.agent.identity import claim_state, default_state
+from cogflare.agent.inputs import InputFiles
+from cogflare.agent.journal import Journal
+from cogflare.agent.link import Link
+from cogflare.agent.runners import base
+from cogflare.agent.runners.cogfolder import CogFolderRunner
+from cogflare.agent.runners.coghttp import CogHttpRunner
+from cogflare.agent.shelf import Shelf
+from cogflare.agent.transfer import Transfer
+from cogflare.domain.ids import new_id
+from cogflare.protocol.agent_end import AgentEnd
+from cogflare.protocol.messages import Offer
+
+SETUP_FAILED = 1
+_MAX_SCHEMA = 800_000  # bytes; the hello has to fit a frame
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What a person decides about a worker. The model is in `folder`, or behind the Cog server at `url`.
+
+    `token` is asked again before every use, so a token that was changed in its file is taken without a restart.
+    """
+
+    server: ServerAddress
+    token: Callable[[], str]
+    owner: str
+    model: str
+    folder: Path | None = None
+    url: str | None = None
+    slots: int | None = None
+    name: str = ""
+    state: Path | None = None
+    cache: Path | None = None
+    allow_private_inputs: bool = False
+    json: bool = False
+
+
+async def run_worker(options: WorkerOptions) -> int:
+    """Run a worker until it is drained, stopped or refused; return the exit code."""
+    console = Console(options.json)
+    clock = SystemClock()
+    root = options.state or default_state()
+    model = f"{options.owner}/{options.model}"
+    async with AsyncExitStack() as stack:
+        state = stack.enter_context(claim_state(root, options.server.base, model, clock.wall))
+        transfer = Transfer(options.server, options.token, state.worker)
+        stack.push_async_callback(transfer.aclose)
+        runner = _runner(options, transfer)
+        stack.push_async_callback(runner.close)
+        inputs = InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs)
+        stack.push_async_callback(inputs.aclose)
+        signals = stack.enter_context(_Signals())
+        console.say("setup", f"setting up {model}")
+        offer = await _set_up(runner, console, signals)
+        if isinstance(offer, int):
+            return offer
+        end = agent_end(offer, state.worker, new_id(clock.wall()), options.name, console)
+        link = Link(end, options.server, options.token, console, clock=clock)
+        journal = Journal(state.path, lambda text: console.say("journal", text))
+        agent = Agent(runner, end, link, journal, transfer, inputs, console=console, clock=clock)
+        signals.handle(agent.interrupt)
+        return await agent.run()
+
+
+def agent_end(offer: base.Offer, worker: str, instance: str, name: str, console: Console) -> AgentEnd:
+    """Return the protocol's end of a worker that makes this runner's offer."""
+    schema: Raw | UnsetType = UNSET if offer.schema is None else Raw(msgspec.json.encode(offer.schema))
+    if schema is not UNSET and len(bytes(schema)) > _MAX_SCHEMA:
+        console.say("schema_dropped", "the model's schema is too large to be announced: its inputs go unchecked")
+        schema = UNSET
+    told = Offer(offer.owner, offer.name, offer.version, offer.slots, schema, offer.cog_version)
+    about = {"version": version("cogflare"), "python": platform.python_version(), "os": platform.platform()}
+    return AgentEnd(worker, instance, (name or socket.gethostname())[:100], [told], about)
+
+
+def _runner(options: WorkerOptions, sink: base.UploadSink) -> base.Runner:
+    if options.url is not None:
+        return CogHttpRunner(options.owner, options.model, options.url, sink, slots=options.slots or 1)
+    cache = options.cache or Path.home() / ".cache" / "cogflare"
+    return CogFolderRunner(options.owner, options.model, options.folder or Path(), cache, sink, slots=options.slots)
+
+
+async def _set_up(runner: base.Runner, console: Console, signals: "_Signals") -> base.Offer | int:
+    """Set the model up; return its offer, or the exit code when there is none."""
+    setting_up = asyncio.create_task(runner.setup(console.model))
+    signals.handle(lambda: setting_up.cancel() and None)
+    try:
+        return await setting_up
+    except base.SetupFailed as error:
+        console.say("setup_failed", f"the model was not set up: {error}")
+        return SETUP_FAILED
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return STOPPED
+
+
+class _Signals:
+    """SIGINT and SIGTERM, given to whoever handles them at the time."""
+
+    def __init__(self) -> None:
+        self._act: Callable[[], object] = lambda: None
+        self._caught: list[signal.Signals] = []
+
+    def handle(self, act: Callable[[], object]) -> None:
+        """Call `act` at each signal from now on."""
+        self._act = act
+
+    def __enter__(self) -> "_Signals":
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Not possible on Windows and outside the main thread, where Ctrl-C stays what it was.
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(number, lambda: self._act())
+                self._caught.append(number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._caught:
+            asyncio.get_running_loop().remove_signal_handler(number)

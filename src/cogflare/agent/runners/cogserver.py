@@ -1,0 +1,142 @@
+"""The HTTP API of a Cog server: requests and answers of one server, no state of runs.
+
+A running prediction of coglet (Cog 0.17 and later, on a model with a schema) can be asked for by a PUT of its id with
+an input that no schema allows: while it runs the input is not looked at, after its end the answer is 422 and nothing
+starts. So ``poll`` and ``stream`` never run a model twice. Servers before coglet validate first and cannot be asked.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Literal
+
+import httpx2
+import msgspec
+
+_NO_INPUT = {"input": "this input is never run"}
+_ATTACH_TIMEOUT = httpx2.Timeout(10.0, read=None)
+
+
+class NotUnderWay(Exception):
+    """There is no such run to read: it is over."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """One answer of ``GET /health-check``. ``boot`` changes when the server starts anew."""
+
+    status: str
+    setup_logs: str = ""
+    boot: str | None = None
+    cog_version: str = ""
+    is_coglet: bool = False
+    complaint: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to the start of a run: ``starting`` runs it, ``busy`` and ``unready`` may be tried again."""
+
+    kind: Literal["started", "busy", "unready", "invalid", "refused"]
+    detail: str = ""
+
+
+class CogServer:
+    """One Cog server at ``url``. Every method raises `httpx2.HTTPError` when the server cannot be reached."""
+
+    def __init__(self, url: str) -> None:
+        # trust_env off: a proxy from the environment has no business between an agent and its model.
+        self._http = httpx2.AsyncClient(base_url=url.rstrip("/"), timeout=10.0, trust_env=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def health(self) -> Health:
+        """Ask how the server is."""
+        response = await self._http.get("/health-check")
+        response.raise_for_status()
+        body = response.json()
+        setup, version = body.get("setup") or {}, body.get("version") or {}
+        return Health(
+            status=body.get("status", "READY"),
+            setup_logs=setup.get("logs") or "",
+            boot=setup.get("started_at"),
+            cog_version=version.get("python_sdk") or version.get("cog") or "",
+            is_coglet="coglet" in version,
+            complaint=body.get("user_healthcheck_error"),
+        )
+
+    async def schema(self) -> dict[str, Any] | None:
+        """The model's OpenAPI document, or None where the server has none."""
+        response = await self._http.get("/openapi.json")
+        if response.status_code != 200:
+            return None
+        document = response.json()
+        return document if isinstance(document, dict) and "components" in document else None
+
+    async def start(self, run_id: str, body: bytes) -> Answer:
+        """Start a run that goes on whatever becomes of this connection."""
+        headers = {"content-type": "application/json", "prefer": "respond-async"}
+        response = await self._http.put(f"/predictions/{run_id}", content=body, headers=headers)
+        match response.status_code:
+            case 200 | 201 | 202:
+                return Answer("started")
+            case 409:
+                return Answer("busy")
+            case 503:
+                return Answer("unready")
+            case 422:
+                return Answer("invalid", _explain(response.content))
+            case status:
+                return Answer("refused", f"the Cog server answered {status}: {response.text[:500]}")
+
+    async def poll(self, run_id: str) -> dict[str, Any] | None:
+        """The snapshot of that run while it is under way, else None; only for a coglet with a schema."""
+        headers = {"prefer": "respond-async"}
+        response = await self._http.put(f"/predictions/{run_id}", json=_NO_INPUT, headers=headers)
+        return msgspec.json.decode(response.content, type=dict[str, Any]) if response.status_code == 202 else None
+
+    async def stream(self, run_id: str) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+        """Read a run's events from its beginning, as (event, data); raises `NotUnderWay` when it is over."""
+        headers = {"accept": "text/event-stream"}
+        request = self._http.stream(
+            "PUT", f"/predictions/{run_id}", json=_NO_INPUT, headers=headers, timeout=_ATTACH_TIMEOUT
+        )
+        async with request as response:
+            if response.status_code != 200:
+                raise NotUnderWay(f"the Cog server answered {response.status_code}")
+            event, hurry = "", _hurry(response)
+            async for line in response.aiter_lines():
+                hurry()
+                if line.startswith("event:"):
+                    event = line[6:].strip()
+                elif line.startswith("data:"):
+                    yield event, msgspec.json.decode(line[5:], type=dict[str, Any])
+
+    async def cancel(self, run_id: str) -> None:
+        """Ask to stop that run; a run that is over is no error."""
+        await self._http.post(f"/predictions/{run_id}/cancel")
+
+
+def _hurry(response: httpx2.Response) -> Callable[[], None]:
+    """What to call after each read of a stream.
+
+    Coglet leaves Nagle's algorithm on: it holds each small event until the one before is acknowledged, which Linux
+    delays by 40 ms unless told otherwise, again after every read.
+    """
+    quick = getattr(socket, "TCP_QUICKACK", None)
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream and quick else None
+    if connection is None:
+        return lambda: None
+    return lambda: connection.setsockopt(socket.IPPROTO_TCP, quick, 1)
+
+
+def _explain(content: bytes) -> str:
+    """The message of a 422: ``field: what is wrong`` a line, as the server's problem list says it."""
+    try:
+        problems = msgspec.json.decode(content)["detail"]
+        lines = [f"{'.'.join(str(part) for part in p['loc'][2:]) or 'input'}: {p['msg']}" for p in problems]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return content.decode(errors="replace")[:500]
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""Driving a Cog server that is ready: its runs, its watch, and its breakage. Shared by the runners of Cog models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+
+import httpx2
+
+from cogflare.agent.runners.base import Event, Job, LogSink, SetupFailed, UploadSink
+from cogflare.agent.runners.cogserver import CogServer, Health
+from cogflare.agent.runners.following import Following
+from cogflare.agent.runners.outputs import OutputShape
+from cogflare.agent.runners.receiver import Receiver
+
+_WATCH_S, _IDLE_WATCH_S = 1.0, 5.0
+_PATIENCE = 3
+_GONE_S = 15.0
+_TAIL_LINES = 20
+
+
+class Breakage:
+    """Whether a runner's model can still take runs, and if not why."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._event = asyncio.Event()
+
+    def set(self, reason: str) -> None:
+        """Say that it is broken; the first reason stays."""
+        self.reason = self.reason or reason
+        self._event.set()
+
+    def clear(self) -> None:
+        """Say that it is whole again."""
+        self.reason = None
+        self._event.clear()
+
+    async def wait(self) -> str:
+        """Wait until it is broken; return why."""
+        await self._event.wait()
+        return self.reason or ""
+
+
+class CogDriver:
+    """A ready server and the runs on it. ``health`` is the answer in which it was ready."""
+
+    def __init__(
+        self,
+        server: CogServer,
+        receiver: Receiver,
+        sink: UploadSink,
+        shape: OutputShape,
+        health: Health,
+        slots: int,
+        broken: Breakage,
+    ) -> None:
+        self._server, self._receiver, self._sink, self._shape = server, receiver, sink, shape
+        self._boot, self._slots, self._broken = health.boot, slots, broken
+        self._can_poll = health.is_coglet and bool(shape.schema)
+        self._runs: dict[str, Following] = {}
+        self._gone_since: dict[str, float] = {}
+        self._complaints = 0
+        self._begun = asyncio.Event()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Run the job on the server and yield its events; raises `RunLost`."""
+        following = Following(job, self._server, self._receiver, self._sink, self._shape, self._broke)
+        self._runs[job.id] = following
+        self._begun.set()
+        if self._broken.reason:
+            following.lose(self._broken.reason)
+        try:
+            async with aclosing(following.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if self._runs.get(job.id) is following:
+                del self._runs[job.id]
+            self._gone_since.pop(following.run_id, None)
+
+    async def cancel(self, prediction_id: str) -> None:
+        """Ask to stop that prediction's run, if there is one."""
+        if following := self._runs.get(prediction_id):
+            await following.cancel()
+
+    async def close(self, reason: str) -> None:
+        """End every run for that reason and let go of the server."""
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+        self._lose_all(reason)
+        await self._server.close()
+
+    def broke(self, reason: str) -> None:
+        """Take note that the server can take no further run."""
+        self._broke(reason)
+        self._lose_all(reason)
+
+    def _broke(self, reason: str) -> None:
+        self._broken.set(reason)
+
+    def _lose_all(self, reason: str) -> None:
+        for following in list(self._runs.values()):
+            following.lose(reason)
+
+    async def _watch(self) -> None:
+        while not self._broken.reason:
+            if not self._runs:
+                self._begun.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._begun.wait(), _IDLE_WATCH_S)
+            if self._runs:
+                await asyncio.sleep(_WATCH_S)
+            try:
+                self._judge(health := await self._server.health())
+                for following in list(self._runs.values()):
+                    await self._look_for(following, health)
+            except (httpx2.HTTPError, ValueError) as error:
+                self._complain(f"the Cog server does not answer: {error!r}")
+
+    def _judge(self, health: Health) -> None:
+        if health.boot != self._boot:
+            self._boot = health.boot
+            self._lose_all("the Cog server was started anew")
+        if health.status in ("DEFUNCT", "SETUP_FAILED"):
+            self.broke(f"the Cog server is {health.status}")
+        elif health.status == "UNHEALTHY":
+            self._complain(f"the model says it is unhealthy: {health.complaint}")
+        else:
+            self._complaints = 0
+
+    def _complain(self, reason: str) -> None:
+        """One bad answer may be a hiccup; several in a row are the end."""
+        self._complaints += 1
+        if self._complaints >= _PATIENCE:
+            self.broke(reason)
+
+    async def _look_for(self, following: Following, health: Health) -> None:
+        """Ask for news of a run, and lose it when the server has not known it for `_GONE_S`.
+
+        The news matter: of two log lines in quick succession Cog holds the second back until there is a third.
+        """
+        if not following.is_started:
+            return
+        is_there = health.status == "BUSY" or self._slots > 1
+        if self._can_poll and not (is_there and self._shape.items_are_files):  # such snapshots may hold the files
+            news = await self._server.poll(following.run_id)
+            is_there = news is not None
+            if news:
+                following.deliver(news)
+        if is_there:
+            self._gone_since.pop(following.run_id, None)
+        elif time.monotonic() - self._gone_since.setdefault(following.run_id, time.monotonic()) >= _GONE_S:
+            following.lose("the Cog server does not know the run any more")
+
+
+async def wait_ready(server: CogServer, log: LogSink, reach_s: float, tail: Callable[[], str] = lambda: "") -> Health:
+    """Wait until the server is ready, passing its setup log on; raises `SetupFailed`.
+
+    It may take any time to set up, but has to answer at all within ``reach_s`` seconds. ``tail`` gives what else it
+    wrote, for the message.
+    """
+    said, pause, deadline = 0, 0.02, time.monotonic() + reach_s
+    while True:
+        try:
+            health = await server.health()
+        except (httpx2.HTTPError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise SetupFailed(f"the Cog server does not answer: {error!r}\n{tail()}".rstrip()) from error
+        else:
+            if len(health.setup_logs) > said:
+                log(health.setup_logs[said:])
+                said = len(health.setup_logs)
+            if health.status in ("READY", "BUSY"):
+                return health
+            if health.status != "STARTING":
+                why = last_lines(health.setup_logs) or tail()
+                raise SetupFailed(f"the model's setup ended as {health.status}\n{why}".rstrip())
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
+
+
+def last_lines(text: str) -> str:
+    """The end of a log, for an error message."""
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])

@@ -1,0 +1,203 @@
+"""Following one run on a Cog server, from the job to its last event.
+
+The run is started so that it goes on without us; its end comes by webhook. What happens on the way comes by the event
+stream where the model has one, else by webhook. Everything that arrives goes through one queue, so that the order of
+what we say is the order in which we learnt it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from typing import Any, Literal
+
+import httpx2
+import msgspec
+
+from cogflare.agent.runners.base import Event, Finished, Job, Output, RunLost, Started, UploadSink
+from cogflare.agent.runners.cogserver import CogServer, NotUnderWay
+from cogflare.agent.runners.inbox import Inbox
+from cogflare.agent.runners.outputs import OutputFiles, OutputShape
+from cogflare.agent.runners.progress import Progress
+from cogflare.agent.runners.receiver import Receiver
+
+_ENDED = ("succeeded", "failed", "canceled")
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.25
+_REATTACH_S = 0.2
+_POLL_S = 0.5
+_SETTLE_S = 0.01
+
+# How Cog words the death of the model's process, which it reports as a failed prediction.
+_CRASHES = ("Worker crashed", "Prediction failed for an unknown reason")
+
+# What arrives: its kind, for the stream the name of the event, and the data.
+Signal = tuple[Literal["snapshot", "stream", "attached", "lost"], str, dict[str, Any]]
+
+
+class Following:
+    """One run. ``run_id`` is what Cog calls it: another for each attempt, so that a retry is a new run."""
+
+    def __init__(
+        self,
+        job: Job,
+        server: CogServer,
+        receiver: Receiver,
+        sink: UploadSink,
+        shape: OutputShape,
+        on_crash: Callable[[str], None],
+    ) -> None:
+        self.job, self.run_id = job, f"{job.id}-{job.attempt}"
+        self.is_started = self.is_canceled = False
+        self._server, self._receiver, self._shape, self._on_crash = server, receiver, shape, on_crash
+        inbox = Inbox(job.id, self.deliver, settle_s=_SETTLE_S if shape.items_are_files else 0)
+        receiver.open(self.run_id, inbox)
+        self._files = OutputFiles(shape, inbox, sink)
+        self._progress = Progress(is_iterator=shape.is_iterator, arrange=self._files.arrange)
+        # Coglet numbers the chunks of a file iterator as their uploads end, so only snapshots can be put in order.
+        self._streams = shape.is_streamed and not shape.items_are_files
+        self._signals: asyncio.Queue[Signal] = asyncio.Queue()
+        self._lost: str | None = None
+
+    def deliver(self, body: dict[str, Any]) -> None:
+        """Take in a snapshot of the run."""
+        self._signals.put_nowait(("snapshot", "", body))
+
+    def lose(self, reason: str) -> None:
+        """End the run as lost, or as canceled where that was asked for."""
+        self._lost = reason
+        self._signals.put_nowait(("lost", "", {}))
+
+    async def cancel(self) -> None:
+        """Ask the model to stop; before the start, not to start."""
+        self.is_canceled = True
+        if self.is_started:
+            with suppress(httpx2.HTTPError):  # an unreachable server ends the run by other means
+                await self._server.cancel(self.run_id)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Start the run and yield its events; raises `RunLost`."""
+        reader: asyncio.Task[None] | None = None
+        try:
+            if refusal := await self._start():
+                yield refusal
+                return
+            yield Started(time.time_ns() // 1000)
+            if self._streams:
+                reader = asyncio.create_task(self._read_stream())
+            end = None
+            while end is None:
+                events, end = await self._next()
+                for event in events:
+                    yield event
+            yield await self._finish(end)
+        finally:
+            if reader:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+            await self._receiver.forget(self.run_id)
+
+    async def _start(self) -> Finished | None:
+        """Have the run started; a `Finished` says that it will not be."""
+        body, delay = self._request(), _FIRST_RETRY_S
+        while not self.is_canceled:
+            if self._lost:
+                raise RunLost(self._lost)
+            try:
+                answer = await self._server.start(self.run_id, body)
+            except httpx2.HTTPError as error:
+                raise RunLost(f"the Cog server could not be reached: {error!r}") from error
+            match answer.kind:
+                case "started":
+                    self.is_started = True
+                    if self.is_canceled:
+                        await self.cancel()
+                    return None
+                case "invalid" | "refused":
+                    return Finished(status="failed", error=answer.detail)
+            # Busy, often for a moment after the last run has ended, or not ready: both pass.
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LAST_RETRY_S)
+        return Finished(status="canceled")
+
+    def _request(self) -> bytes:
+        events = ["completed"]
+        if not self._streams:
+            # A model that returns one value sends it as a list while it runs: only iterators have partial output.
+            events += ["logs", "output"] if self._shape.is_iterator else ["logs"]
+        hook = self._receiver.hook_url(self.run_id)
+        return msgspec.json.encode({"input": self.job.input, "webhook": hook, "webhook_events_filter": events})
+
+    async def _next(self) -> tuple[list[Event], dict[str, Any] | None]:
+        """The events of the next signal, and the snapshot of the run's end once it is there."""
+        kind, event, data = await self._signals.get()
+        if kind == "lost":
+            return [], {"status": "lost"}
+        if kind == "attached":
+            self._progress.stream_begins()
+            return [], None
+        if kind == "stream":
+            return await self._stored(self._progress.stream(event, data)), None
+        is_final = data.get("status") in _ENDED
+        events = await self._stored(self._progress.snapshot(data, final=is_final))
+        return events, data if is_final else None
+
+    async def _finish(self, body: dict[str, Any]) -> Finished:
+        if body["status"] == "lost":
+            return self._end_lost(self._lost or "")
+        error = body.get("error")
+        if body["status"] == "failed" and str(error).startswith(_CRASHES):
+            self._on_crash(f"the model's process died: {error}")
+            return self._end_lost(f"the model's process died: {error}")
+        metrics = body.get("metrics") or {}
+        return Finished(
+            status=body["status"],
+            output=await self._guard(self._files.whole(body.get("output"))),
+            error=error,
+            metrics=metrics,
+            predict_time_s=metrics.get("predict_time"),
+        )
+
+    def _end_lost(self, reason: str) -> Finished:
+        if self.is_canceled:
+            return Finished(status="canceled")
+        raise RunLost(reason)
+
+    async def _stored(self, events: list[Event]) -> list[Event]:
+        """The events with the files of output items stored."""
+        for place, event in enumerate(events):
+            if isinstance(event, Output):
+                events[place] = Output(event.index, await self._guard(self._files.item(event.index, event.item)))
+        return events
+
+    async def _guard(self, storing: Any) -> Any:
+        try:
+            return await storing
+        except Exception as error:
+            raise RunLost(f"an output file could not be stored: {error!r}") from error
+
+    async def _read_stream(self) -> None:
+        """Read the event stream until the run is over, attaching again as often as it drops."""
+        while True:
+            self._signals.put_nowait(("attached", "", {}))
+            try:
+                async with aclosing(self._server.stream(self.run_id)) as stream:
+                    async for event, data in stream:
+                        if event == "error":
+                            return await self._poll()
+                        if event == "completed":
+                            return self.deliver(data)
+                        self._signals.put_nowait(("stream", event, data))
+            except NotUnderWay:
+                return None
+            except httpx2.HTTPError:
+                pass
+            await asyncio.sleep(_REATTACH_S)
+
+    async def _poll(self) -> None:
+        """Ask for snapshots instead, where the server has forgotten the first events of the stream."""
+        with suppress(httpx2.HTTPError):
+            while body := await self._server.poll(self.run_id):
+                self.deliver(body)
+                await asyncio.sleep(_POLL_S)

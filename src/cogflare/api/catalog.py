@@ -1,0 +1,142 @@
+"""The caller's account, models and versions over HTTP, as Replicate shows them."""
+
+import re
+from typing import Final
+
+from msgspec import Raw
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cogflare.api import wire
+from cogflare.api.context import Api, caller_of, json_response, links_of
+from cogflare.api.problems import invalid_cursor, not_found
+from cogflare.api.wire import Cursor, Links, WireAccount, WireModel, WireVersion
+from cogflare.domain.ids import SHARED, is_version
+from cogflare.store.catalog import Model, Version
+
+PAGE: Final = 25
+_NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}", re.ASCII)
+_COG_VERSION: Final = "0.16.0"
+_ANY_SCHEMA: Final = Raw(
+    b'{"openapi":"3.0.2","info":{"title":"Cog","version":"0.1.0"},"paths":{},"components":{"schemas":{'
+    b'"Input":{"title":"Input","type":"object","properties":{}},"Output":{"title":"Output"}}}}'
+)
+"""Stands for a model that came without a schema, because clients fall over a null."""
+
+
+class Handlers:
+    """The endpoints of the catalog. What sorts a list is accepted and passed over: lists are by name."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def account(self, request: Request) -> Response:
+        """GET /account."""
+        caller = caller_of(request)
+        account = WireAccount(
+            username=caller.username,
+            type="organization" if caller.account_kind == "organization" else "user",
+            name=caller.name,
+        )
+        return json_response(wire.render_account(account))
+
+    async def models(self, request: Request) -> Response:
+        """GET /models: all that the caller may use, by owner and name."""
+        cursor = wire.parse_cursor(request.query_params.get("cursor"))
+        after = ("", "")
+        if cursor is not None:
+            owner, _, name = cursor.last_id.partition("/")
+            after = (owner, name)
+        found = await self._api.catalog.models(caller_of(request).account, after, PAGE + 1)
+        shown, links = found[:PAGE], links_of(request, self._api)
+        following = None
+        if len(found) > PAGE:
+            last = Cursor(f"{shown[-1].owner}/{shown[-1].name}")
+            following = links.page("/v1/models", last, _kept(request))
+        return json_response(wire.page([_render_model(model, links) for model in shown], following, None))
+
+    async def model(self, request: Request) -> Response:
+        """GET /models/{owner}/{name}."""
+        model = await self._api.catalog.model(caller_of(request).account, *_names(request))
+        return json_response(_render_model(model, links_of(request, self._api)))
+
+    async def versions(self, request: Request) -> Response:
+        """GET /models/{owner}/{name}/versions, newest first."""
+        owner, name = _names(request)
+        offset = _offset(wire.parse_cursor(request.query_params.get("cursor")))
+        found = await self._api.catalog.versions(caller_of(request).account, owner, name, offset, PAGE + 1)
+        following = None
+        if len(found) > PAGE:
+            path = f"/v1/models/{owner}/{name}/versions"
+            following = links_of(request, self._api).page(path, Cursor(str(offset + PAGE)), _kept(request))
+        shown = [wire.render_version(_version(version)) for version in found[:PAGE]]
+        return json_response(wire.page(shown, following, None))
+
+    async def version(self, request: Request) -> Response:
+        """GET /models/{owner}/{name}/versions/{version}; `undefined`, which LangChain sends, is the latest."""
+        account, (owner, name), id = caller_of(request).account, _names(request), request.path_params["version"]
+        if id == "undefined":
+            latest = (await self._api.catalog.model(account, owner, name)).latest
+            if latest is None:
+                raise not_found()
+            return json_response(wire.render_version(_version(latest)))
+        if not is_version(id):
+            raise not_found()
+        found = await self._api.catalog.version(account, owner, name, id)
+        return json_response(wire.render_version(_version(found)))
+
+
+def _names(request: Request) -> tuple[str, str]:
+    owner, name = request.path_params["owner"], request.path_params["name"]
+    if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name)):
+        raise not_found()
+    return owner, name
+
+
+def _offset(cursor: Cursor | None) -> int:
+    if cursor is None:
+        return 0
+    if not cursor.last_id.isdecimal() or len(cursor.last_id) > 9:
+        raise invalid_cursor()
+    return int(cursor.last_id)
+
+
+def _kept(request: Request) -> dict[str, str]:
+    return {name: value for name, value in request.query_params.items() if name != "cursor"}
+
+
+def _render_model(model: Model, links: Links) -> bytes:
+    return wire.render_model(
+        WireModel(
+            owner=model.owner,
+            name=model.name,
+            url=links.model(model.owner, model.name),
+            visibility="public" if model.account == SHARED else "private",
+            created_at=model.created_at,
+            run_count=model.run_count,
+            description=model.description,
+            latest_version=None if model.latest is None else _version(model.latest),
+        )
+    )
+
+
+def _version(version: Version) -> WireVersion:
+    return WireVersion(
+        id=version.id,
+        created_at=version.created_at,
+        openapi_schema=_ANY_SCHEMA if version.schema is None else Raw(version.schema.encode()),
+        cog_version=version.cog_version or _COG_VERSION,
+    )
+
+
+def routes(api: Api) -> list[Route]:
+    """Return the routes of the catalog."""
+    handlers = Handlers(api)
+    return [
+        Route("/account", handlers.account),
+        Route("/models", handlers.models),
+        Route("/models/{owner}/{name}", handlers.model),
+        Route("/models/{owner}/{name}/versions", handlers.versions),
+        Route("/models/{owner}/{name}/versions/{version}", handlers.version),
+    ]

@@ -1,0 +1,147 @@
+"""The ASGI application: mounts, authentication before routing, and one place that turns errors into problems.
+
+Clients do not agree on where the API's `/v1` belongs, so `/v1`, `/` and `/v1/v1` are one and the same tree.
+"""
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
+
+from cogflare.api import problems
+from cogflare.api.auth import authenticate, authorize
+from cogflare.api.context import Api
+from cogflare.api.gateway import Gateway
+from cogflare.api.problems import Problem
+from cogflare.domain.errors import Forbidden, InvalidInput, NotFound, RequestError, VersionNotFound
+from cogflare.protocol.messages import LINK_PATH
+from cogflare.store.base import Full, StoreError
+
+log = structlog.get_logger()
+
+_OPEN = ("/f/", "/health")
+_WORKERS = "/worker/"
+
+
+class Application:
+    """Everything this server answers over HTTP and WebSocket."""
+
+    def __init__(self, api: Api, router: Router, gateway: Gateway) -> None:
+        self._api = api
+        self._router = router
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or socket."""
+        path = _strip(scope["path"])
+        scope["path"] = path
+        scope["raw_path"] = path.encode()
+        scope["app"] = self
+        if scope["type"] == "websocket":
+            await self._websocket(path, scope, receive, send)
+            return
+        watch = _Watch(send)
+        try:
+            if not path.startswith(_OPEN):
+                caller = await authenticate(self._api.accounts, Headers(scope=scope))
+                authorize(caller, path.startswith(_WORKERS))
+                scope["cogflare.caller"] = caller
+            await self._router(scope, receive, watch)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            problem = _problem(error, scope)
+            if watch.has_started:
+                # Part of an answer is out: breaking the connection is the only honest end.
+                raise
+            await problem.response()(scope, receive, send)
+
+    async def _websocket(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            caller = await authenticate(self._api.accounts, Headers(scope=scope))
+            authorize(caller, is_worker_path=True)
+            if path != LINK_PATH:
+                raise problems.not_found()
+        except (Problem, StoreError) as error:
+            await _deny(_problem(error, scope), scope, receive, send)
+            return
+        await self._gateway.serve(caller, scope, receive, send)
+
+
+class _Watch:
+    """Remembers whether an answer has begun."""
+
+    __slots__ = ("_send", "has_started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_started = False
+
+    async def __call__(self, message: Message) -> None:
+        self.has_started = True
+        await self._send(message)
+
+
+def _strip(path: str) -> str:
+    for _ in range(2):
+        if path.startswith("/v1/") or path == "/v1":
+            path = path[3:] or "/"
+    return path if len(path) == 1 else path.rstrip("/") or "/"
+
+
+async def _deny(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a handshake with the problem as its HTTP answer."""
+    await receive()
+    response = problem.response()
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await send(
+            {"type": "websocket.http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        )
+        await send({"type": "websocket.http.response.body", "body": response.body})
+    else:
+        await send({"type": "websocket.close", "code": 4000 + problem.status, "reason": problem.detail[:100]})
+
+
+def _problem(error: Exception, scope: Scope) -> Problem:
+    """Return what a client is told about an error; what is ours is logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RequestError):
+        return _refusal(error)
+    if isinstance(error, HTTPException):
+        return _routing(error, scope)
+    if isinstance(error, Full):
+        return problems.storage_full()
+    if isinstance(error, StoreError):
+        log.error("the store failed a request", path=scope["path"], error=str(error))
+        return problems.unavailable(1, "The server's store does not answer right now; try again.")
+    log.error("request failed", path=scope["path"], exc_info=error)
+    return problems.internal_error()
+
+
+def _refusal(error: RequestError) -> Problem:
+    if isinstance(error, InvalidInput):
+        return problems.invalid_input(error.problems)
+    if isinstance(error, VersionNotFound):
+        return problems.version_not_permitted()
+    if isinstance(error, Forbidden):
+        return problems.forbidden()
+    if isinstance(error, NotFound):
+        return problems.not_found()
+    return problems.bad_request(str(error))
+
+
+def _routing(error: HTTPException, scope: Scope) -> Problem:
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return problems.method_not_allowed(scope["method"], [name.strip() for name in allowed.split(",")])
+    return problems.not_found() if error.status_code == 404 else problems.bad_request(error.detail)
+
+
+async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what no route takes."""
+    response: Response = problems.not_found().response()
+    await response(scope, receive, send)

@@ -1,0 +1,146 @@
+"""What agents send and fetch by HTTP: output files, large results and large inputs of the attempts they hold."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cogflare.api.context import Api, caller_of, json_response, read_body, read_json
+from cogflare.api.files import blob_problem
+from cogflare.api.problems import bad_request, conflict, forbidden, not_found
+from cogflare.api.requests import decode_json
+from cogflare.blobs.base import BlobError, UploadTarget
+from cogflare.domain.ids import is_id
+from cogflare.engine.files import NotUploaded, Sender, Superseded
+from cogflare.protocol.messages import AttemptKey, Count, Id
+
+MAX_RESULT_BYTES: Final = 16 << 20
+_MAX_ORDER_BYTES: Final = 64 << 10
+
+
+class FileOrder(msgspec.Struct, frozen=True):
+    """A file that an agent is about to send."""
+
+    filename: str
+    content_type: str = ""
+    size: Count | None = None
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """What an agent has put into a blob store."""
+
+    size: Count
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class OrderedFile(msgspec.Struct, frozen=True):
+    """The answer to a `FileOrder`. URLs may be relative to the server's base URL."""
+
+    id: str
+    reference: str
+    upload: UploadTarget
+    complete: str | None
+
+
+class Handlers:
+    """The endpoints of agents."""
+
+    def __init__(self, api: Api, max_result_bytes: int) -> None:
+        self._api = api
+        self._max_result_bytes = max_result_bytes
+
+    async def announce(self, request: Request) -> Response:
+        """POST /worker/v1/attempts/{prediction}/{attempt}/files."""
+        sender, key = _sender(request), _attempt(request)
+        order = await read_json(request, FileOrder, _MAX_ORDER_BYTES)
+        with _refusals():
+            ticket = await self._api.files.announce(sender, key, order.filename, order.content_type, order.size)
+        # Relative, so that it begins at the URL that the agent dialled and not at the one that clients use.
+        own = f"worker/v1/files/{ticket.id}"
+        complete = None if ticket.upload is None else f"{own}/complete"
+        answer = OrderedFile(ticket.id, ticket.reference, ticket.upload or UploadTarget(own), complete)
+        return json_response(msgspec.json.encode(answer), 201)
+
+    async def receive(self, request: Request) -> Response:
+        """PUT /worker/v1/files/{id}: the bytes of an announced file."""
+        sender = _sender(request)
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if announced.isdecimal() and len(announced) <= 18 else None
+        with _refusals():
+            await self._api.files.receive(sender, request.path_params["id"], request.stream(), size)
+        return Response(status_code=204)
+
+    async def complete(self, request: Request) -> Response:
+        """POST /worker/v1/files/{id}/complete: the bytes lie in the blob store."""
+        sender = _sender(request)
+        proof = await read_json(request, Proof, _MAX_ORDER_BYTES)
+        with _refusals():
+            await self._api.files.confirm(sender, request.path_params["id"], proof.size, proof.sha256)
+        return Response(status_code=204)
+
+    async def put_result(self, request: Request) -> Response:
+        """PUT /worker/v1/attempts/{prediction}/{attempt}/result: an output that does not fit a frame."""
+        sender, key = _sender(request), _attempt(request)
+        body = await read_body(request, self._max_result_bytes)
+        decode_json(body)
+        with _refusals():
+            await self._api.files.put_result(sender, key, body.decode())
+        return Response(status_code=204)
+
+    async def get_input(self, request: Request) -> Response:
+        """GET /worker/v1/attempts/{prediction}/{attempt}/input: an input that did not fit a frame."""
+        sender, key = _sender(request), _attempt(request)
+        with _refusals():
+            await self._api.files.require_held(sender, key)
+        text = await self._api.predictions.input_of(*key, sender.worker)
+        return json_response(text.encode())
+
+
+def _sender(request: Request) -> Sender:
+    """Return who sends this; that the worker is this account's is seen by the attempt it has to hold."""
+    caller = caller_of(request)
+    if caller.kind != "worker":
+        raise forbidden("This is not a worker token.")
+    worker = request.headers.get("cogflare-worker", "")
+    try:
+        return Sender(caller.account, msgspec.convert(worker, Id))
+    except msgspec.ValidationError:
+        raise bad_request("Cogflare-Worker must be the id of the worker", title="Invalid header") from None
+
+
+def _attempt(request: Request) -> AttemptKey:
+    prediction, attempt = request.path_params["prediction"], request.path_params["attempt"]
+    if not (is_id(prediction) and attempt.isascii() and attempt.isdecimal() and len(attempt) <= 9):
+        raise not_found()
+    return prediction, int(attempt)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the engine refuses here into problems."""
+    try:
+        yield
+    except Superseded:
+        raise conflict("The attempt is over; nothing more of it is wanted.") from None
+    except NotUploaded:
+        raise conflict("The file storage does not have these bytes.") from None
+    except BlobError as error:
+        raise blob_problem(error) from error
+
+
+def routes(api: Api, max_result_bytes: int = MAX_RESULT_BYTES) -> list[Route]:
+    """Return the routes of agents."""
+    handlers = Handlers(api, max_result_bytes)
+    attempt = "/worker/v1/attempts/{prediction}/{attempt}"
+    return [
+        Route(f"{attempt}/files", handlers.announce, methods=["POST"]),
+        Route("/worker/v1/files/{id}", handlers.receive, methods=["PUT"]),
+        Route("/worker/v1/files/{id}/complete", handlers.complete, methods=["POST"]),
+        Route(f"{attempt}/result", handlers.put_result, methods=["PUT"]),
+        Route(f"{attempt}/input", handlers.get_input),
+    ]

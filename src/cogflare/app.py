@@ -1,0 +1,95 @@
+"""The only composition root: from settings to a running server node."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.routing import Router
+
+from cogflare import __version__
+from cogflare.api import admin, catalog, files, predictions, work
+from cogflare.api.context import Api
+from cogflare.api.gateway import Gateway
+from cogflare.api.origin import TrustedProxies, check_public_url
+from cogflare.api.routing import Application, missing
+from cogflare.blobs.local import LocalBlobStore
+from cogflare.engine.accounts import Accounts
+from cogflare.engine.catalog import Catalog
+from cogflare.engine.dispatcher import Dispatcher
+from cogflare.engine.files import Files
+from cogflare.engine.leases import Leases
+from cogflare.engine.links import Fleet, LinkTimes
+from cogflare.engine.predictions import Predictions
+from cogflare.engine.service import Checkpoints, Engine, Tasks
+from cogflare.engine.waiters import Waiters
+from cogflare.settings import Settings, SettingsError
+from cogflare.store.base import Database
+from cogflare.store.open import open_database
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    def wall(self) -> int:
+        """Return microseconds since 1970, UTC."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never jumps."""
+        return time.monotonic()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A server node: its application, and what has to be started and stopped around it."""
+
+    settings: Settings
+    db: Database
+    engine: Engine
+    accounts: Accounts
+    clock: SystemClock
+    app: Application
+
+    async def start(self) -> None:
+        """Bring the schema up to date, repair what the last run left, and start the periodic roles."""
+        await self.db.migrate()
+        await self.engine.start(self.clock.wall())
+
+    async def stop(self) -> None:
+        """Stop the engine within the configured limit, and close the store. Twice is harmless."""
+        await self.engine.stop(self.settings.stop_s)
+        await self.db.aclose()
+
+
+def build(settings: Settings) -> Runtime:
+    """Put a node together; nothing is connected yet. Raises `SettingsError` for what cannot be used."""
+    data = Path(settings.data)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        db = open_database(settings.database())
+        public_url = check_public_url(settings.public_url) if settings.public_url else None
+        trusted = TrustedProxies(settings.trusted_proxies)
+    except (ValueError, OSError) as error:
+        raise SettingsError(str(error)) from error
+    clock, tasks, waiters = SystemClock(), Tasks(), Waiters()
+    times = LinkTimes(settings.heartbeat_s, settings.silence_s, settings.close_grace_s, settings.lease_s)
+    accounts = Accounts(db, clock)
+    models = Catalog(db, clock)
+    dispatcher = Dispatcher(db, clock, tasks.spawn)
+    jobs = Predictions(db, clock, models, dispatcher, waiters, settings.max_strikes)
+    node = settings.node_name()
+    fleet = Fleet(db, clock, accounts, models, dispatcher, jobs, times, node, __version__, tasks.spawn)
+    leases = Leases(db, clock, fleet, jobs, times)
+    store = Files(db, LocalBlobStore(data / "files"), clock, settings.max_file_bytes)
+    ticks = {"dispatcher": dispatcher.tick, "leases": leases.tick, "checkpoints": Checkpoints(db, jobs).tick}
+    engine = Engine(db, node, fleet, waiters, tasks, ticks)
+    api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body)
+    routes = [
+        *predictions.routes(api),
+        *files.routes(api),
+        *work.routes(api, settings.max_result_bytes),
+        *catalog.routes(api),
+        *admin.routes(api),
+    ]
+    router = Router(routes, redirect_slashes=False, default=missing)
+    return Runtime(settings, db, engine, accounts, clock, Application(api, router, Gateway(fleet)))

@@ -1,0 +1,119 @@
+"""A lean HTTP/1.1 load generator: keep-alive connections that each send the next request when the last is answered.
+
+It costs a fraction of what a full client costs, because on a small machine it shares the cores with what it measures.
+"""
+
+import asyncio
+import time
+from typing import cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What a load run measured: answers per second, and latencies in milliseconds."""
+
+    count: int
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; `run` sends until the deadline and collects latencies in seconds."""
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._deadline = 0.0
+        self._sent_at = 0.0
+        self._pause_s = 0.0
+        self.latencies: list[float] = []
+        self.errors = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def run(self, deadline: float, pause_s: float) -> None:
+        """Begin; stop at the deadline (`time.perf_counter` seconds), waiting `pause_s` between requests."""
+        self._deadline, self._pause_s = deadline, pause_s
+        self._send()
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        start = self._buffer.find(b"content-length: ", 0, head)
+        end = self._buffer.find(b"\r\n", start, head + 2)
+        length = int(self._buffer[start + 16 : end]) if start > 0 else 0
+        if len(self._buffer) < head + 4 + length:
+            return
+        now = time.perf_counter()
+        self.latencies.append(now - self._sent_at)
+        if not self._buffer.startswith(b"HTTP/1.1 2"):
+            self.errors += 1
+        self._buffer.clear()
+        if now >= self._deadline:
+            self._finish()
+        elif self._pause_s:
+            asyncio.get_running_loop().call_later(self._pause_s, self._send)
+        else:
+            self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.errors += 1
+            self.done.set_result(None)
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+        assert self._transport is not None
+        self._transport.close()
+
+
+def request(url: str, token: str, path: str, body: bytes, prefer: str | None = None) -> bytes:
+    """Return the bytes of a POST."""
+    host = urlsplit(url).netloc
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: {host}",
+        f"Authorization: Bearer {token}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
+    if prefer is not None:
+        lines.append(f"Prefer: {prefer}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def press(url: str, payload: bytes, connections: int, seconds: float, pause_s: float = 0.0) -> Figures:
+    """Send the same request over some connections for some seconds and return what was measured."""
+    parts = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    opened = []
+    for _ in range(connections):
+        _, connection = await loop.create_connection(lambda: _Connection(payload), parts.hostname, parts.port)
+        opened.append(connection)
+    begun = time.perf_counter()
+    for connection in opened:
+        connection.run(begun + seconds, pause_s)
+    await asyncio.gather(*(connection.done for connection in opened))
+    elapsed = time.perf_counter() - begun
+    latencies = sorted(latency for connection in opened for latency in connection.latencies)
+    errors = sum(connection.errors for connection in opened)
+    return Figures(len(latencies), len(latencies) / elapsed, _at(latencies, 0.5), _at(latencies, 0.99), errors)
+
+
+def _at(ordered: list[float], quantile: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] * 1000 if ordered else 0.0

@@ -1,0 +1,78 @@
+"""A worker whose model does nothing: the real agent around a runner that answers at once. Runs as a process of its own.
+
+    python -m cogflare.cli.benchmark.noop SERVER_URL WORKER_TOKEN SLOTS STATE_FOLDER
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import uvloop
+
+from cogflare.agent.address import ServerAddress
+from cogflare.agent.agent import Agent
+from cogflare.agent.clock import SystemClock
+from cogflare.agent.console import Silence
+from cogflare.agent.identity import claim_state
+from cogflare.agent.inputs import InputFiles
+from cogflare.agent.journal import Journal
+from cogflare.agent.link import Link
+from cogflare.agent.main import agent_end
+from cogflare.agent.runners.base import Event, Finished, Job, LogSink, Offer, Started
+from cogflare.agent.shelf import Shelf
+from cogflare.agent.transfer import Transfer
+from cogflare.domain.ids import new_id
+
+OWNER, NAME = "bench", "noop"
+
+
+class NoopRunner:
+    """A model that answers "done" at once."""
+
+    def __init__(self, slots: int, clock: SystemClock) -> None:
+        self._slots = slots
+        self._clock = clock
+
+    async def setup(self, log: LogSink) -> Offer:
+        """Return the offer; there is nothing to set up."""
+        return Offer(owner=OWNER, name=NAME, version="0" * 64, schema=None, cog_version="0.16.0", slots=self._slots)
+
+    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Start and finish."""
+        yield Started(self._clock.wall())
+        yield Finished(status="succeeded", output="done", predict_time_s=0.0)
+
+    async def cancel(self, prediction_id: str) -> None:
+        """There is never anything to cancel."""
+
+    async def restart(self) -> None:
+        """There is nothing to restart."""
+
+    async def wait_broken(self) -> str:
+        """Never break."""
+        await asyncio.Event().wait()
+        return ""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def run(server: str, token: str, slots: int, state: Path) -> int:
+    """Run the agent until it is killed."""
+    clock, console = SystemClock(), Silence()
+    address = ServerAddress(server)
+    runner = NoopRunner(slots, clock)
+    with claim_state(state, address.base, f"{OWNER}/{NAME}", clock.wall) as claimed:
+        transfer = Transfer(address, lambda: token, claimed.worker)
+        inputs = InputFiles(address, Shelf())
+        offer = await runner.setup(print)
+        end = agent_end(offer, claimed.worker, new_id(clock.wall()), "bench", console)
+        link = Link(end, address, lambda: token, console, clock=clock)
+        journal = Journal(claimed.path, print)
+        return await Agent(runner, end, link, journal, transfer, inputs, console=console, clock=clock).run()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))))

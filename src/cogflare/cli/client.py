@@ -1,0 +1,178 @@
+"""The API as the commands see it: one small HTTP client whose every error says what to do next.
+
+    click.ClickException
+    └── ApiError            exit code 2: the server answered, and refused
+        ├── NotFound        404
+        └── Unreachable     exit code 1: no usable answer; what was asked may or may not have happened
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import httpx2
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+_TIMEOUT = httpx2.Timeout(30, connect=5)
+_NO_TOKEN = (
+    "this server wants a token: set COGFLARE_TOKEN to one (`cogflare serve` shows an admin token at its first start,"
+    " `cogflare tokens create` makes others)"
+)
+
+
+class ApiError(click.ClickException):
+    """The server refused the request."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NotFound(ApiError):
+    """The server does not know what was named."""
+
+
+class Unreachable(ApiError):
+    """The server cannot be reached, or fails; asking again later may help."""
+
+    exit_code = 1
+
+
+class Client:
+    """Requests to one server; the token goes there and nowhere else, and is never shown."""
+
+    def __init__(self, server: str, token: str | None) -> None:
+        self.server = _base(server)
+        self._has_token = bool(token)
+        self._http = httpx2.Client(timeout=_TIMEOUT, headers=_headers(token))
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: str | int | None) -> Any:
+        """Return the JSON at `path`; parameters that are None are left out."""
+        return self._request("GET", path, params={name: value for name, value in params.items() if value is not None})
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Send JSON (or nothing) and return the JSON that comes back, None for an empty answer."""
+        return self._request("POST", path, json=body)
+
+    def delete(self, path: str) -> None:
+        """Delete what is at `path`."""
+        self._request("DELETE", path)
+
+    def pages(self, path: str, limit: int, **params: str | int | None) -> Iterator[dict[str, Any]]:
+        """Yield up to `limit` results of a list, following its pages."""
+        page = self.get(path, **params)
+        while True:
+            for result in page["results"]:
+                if limit <= 0:
+                    return
+                limit -= 1
+                yield result
+            if limit <= 0 or not page.get("next"):
+                return
+            # Only path and query: the server may know itself under another name than the one that was dialled.
+            target = urlsplit(page["next"])
+            page = self.get(f"{target.path}?{target.query}")
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, self.server + path, **options)
+        except httpx2.ConnectError as error:
+            raise Unreachable(
+                f"nothing answers at {self.server} ({_reason(error)}): start a server with `cogflare serve`, or name"
+                " another one with --server or COGFLARE_SERVER"
+            ) from error
+        except httpx2.TimeoutException as error:
+            raise Unreachable(f"{self.server} did not answer in time; is it overloaded? Try again.") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise Unreachable(f"the request to {self.server} failed: {_reason(error)}") from error
+        return self._answer(response)
+
+    def _answer(self, response: httpx2.Response) -> Any:
+        """Return the JSON of a good answer; raise `ApiError` for any other."""
+        if response.is_success and not response.content:
+            return None
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        if response.is_success and body is not None:
+            return body
+        detail = body.get("detail") if isinstance(body, dict) else None
+        if not isinstance(detail, str):
+            raise Unreachable(
+                f"{self.server} does not answer as Cogflare would (HTTP {response.status_code}): is the address right?"
+            )
+        raise self._refusal(response.status_code, detail.strip())
+
+    def _refusal(self, status: int, detail: str) -> ApiError:
+        if status == 401:
+            hint = "the server does not know this token, or it has expired: check COGFLARE_TOKEN or --token"
+            return ApiError(hint if self._has_token else _NO_TOKEN, status)
+        if status == 403:
+            return ApiError(f"{detail} This takes another token: check COGFLARE_TOKEN or --token.", status)
+        if status == 404:
+            return NotFound(detail, status)
+        if status >= 500:
+            return Unreachable(f"the server failed (HTTP {status}): {detail}", status)
+        return ApiError(f"the server refused this (HTTP {status}): {detail}", status)
+
+
+def with_client(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--server` and `--token`, and a `Client` as its first argument."""
+
+    @functools.wraps(command)
+    def invoke(*args: Any, server: str, token: str | None, **options: Any) -> None:
+        with Client(server, token) as client:
+            command(client, *args, **options)
+
+    with_token = click.option(
+        "--token",
+        envvar="COGFLARE_TOKEN",
+        show_envvar=True,
+        help="API token. Better in the environment: others on this machine can read a command line.",
+    )(invoke)
+    return click.option(
+        "--server",
+        metavar="URL",
+        envvar="COGFLARE_SERVER",
+        default=DEFAULT_SERVER,
+        show_default=True,
+        show_envvar=True,
+        help="Address of the server.",
+    )(with_token)
+
+
+def _base(server: str) -> str:
+    """Return the base URL without the API's `/v1`, which paths bring along."""
+    url = server if "://" in server else f"http://{server}"
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.query or parts.fragment or parts.username:
+        # Not shown: someone may have put a secret there.
+        raise click.UsageError(f"--server must be an address such as {DEFAULT_SERVER}")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    if not token:
+        return {}
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise click.UsageError("the token has characters that no token has; was it copied whole?")
+    return {"authorization": f"Bearer {token}"}
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__

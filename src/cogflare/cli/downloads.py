@@ -1,0 +1,86 @@
+"""Output files: found in an output, fetched, and saved beside what is there already."""
+
+import binascii
+import mimetypes
+import re
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+import click
+import httpx2
+
+_TIMEOUT: Final = httpx2.Timeout(60, connect=10)
+_UNSAFE: Final = re.compile(r"[^\w.+-]+")
+_MAX_NAME: Final = 120
+
+
+class DownloadError(click.ClickException):
+    """An output file could not be saved; the prediction itself is not touched by that."""
+
+
+def file_urls(output: Any) -> Iterator[str]:
+    """Yield the URLs of an output that is declared to hold files, wherever they stand in it."""
+    if isinstance(output, str):
+        if output.startswith(("http://", "https://", "data:")):
+            yield output
+    elif isinstance(output, list):
+        for item in output:
+            yield from file_urls(item)
+    elif isinstance(output, dict):
+        for item in output.values():
+            yield from file_urls(item)
+
+
+def save(url: str, folder: Path) -> Path:
+    """Save the file at `url` in `folder` (made if need be) under its own name, numbered where that is taken.
+
+    The API token is not sent: an output URL is its own permission, and may lead to another host.
+    """
+    target = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target, file = _create(folder, _name(url))
+        with file:
+            for chunk in _content(url):
+                file.write(chunk)
+    except BaseException as error:
+        # A file that is only half there would look like the whole one.
+        if target is not None:
+            target.unlink(missing_ok=True)
+        if isinstance(error, OSError | httpx2.HTTPError | binascii.Error | ValueError):
+            shown = url if len(url) < 200 else f"{url[:60]}…"
+            raise DownloadError(f"the output {shown} was not saved in {folder}: {error}") from error
+        raise
+    return target
+
+
+def _content(url: str) -> Iterator[bytes]:
+    if url.startswith("data:"):
+        head, _, body = url.partition(",")
+        yield b64decode(unquote(body)) if head.endswith(";base64") else unquote_to_bytes(body)
+        return
+    with httpx2.stream("GET", url, timeout=_TIMEOUT, follow_redirects=True) as response:
+        response.raise_for_status()
+        yield from response.iter_bytes()
+
+
+def _name(url: str) -> str:
+    """Return a file name without anything that could lead out of the folder or hide the file."""
+    if url.startswith("data:"):
+        return "output" + (mimetypes.guess_extension(url[5:].split(",")[0].split(";")[0]) or ".bin")
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    return _UNSAFE.sub("_", name).lstrip(".")[-_MAX_NAME:] or "output"
+
+
+def _create(folder: Path, name: str) -> tuple[Path, IO[bytes]]:
+    """Open a file that did not exist: `name`, or `name-2` and so on."""
+    path, number = folder / name, 1
+    while True:
+        try:
+            return path, path.open("xb")
+        except FileExistsError:
+            number += 1
+            path = folder / f"{Path(name).stem}-{number}{Path(name).suffix}"

@@ -1,0 +1,98 @@
+"""How the commands print: tables for people, tab-separated lines for pipes, JSON for programs.
+
+Results go to standard output and nothing else does; notes and progress go to standard error.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the API's JSON, one object a line.")
+
+_DASH: Final = "-"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    click.echo(msgspec.json.encode(value))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
+    """Print rows: a table with headings on a terminal, else tab-separated lines without. `empty` is said of no rows."""
+    lines = [[cell(value) for value in row] for row in rows]
+    if not lines:
+        note(empty)
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for line in lines:
+            click.echo("\t".join(line))
+        return
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for line in lines:
+        table.add_row(*(Text(text, overflow="fold") for text in line))
+    console.print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, Any]]) -> None:
+    """Print the named values of one thing, a line each."""
+    shown = [(name, cell(value, "\n" + " " * 14)) for name, value in fields]
+    for name, text in shown:
+        click.echo(f"{name + ':':<13} {text}")
+
+
+def note(text: str) -> None:
+    """Say something that is no result."""
+    click.echo(text, err=True)
+
+
+def cell(value: Any, newline: str = " ") -> str:
+    """Write any JSON value for a person; what a terminal would obey is made visible instead."""
+    if value is None or value == "" or value == [] or value == {}:
+        return _DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    lines = (visible(line) for line in text.expandtabs(4).splitlines())
+    return newline.join(lines) or _DASH
+
+
+def visible(text: str) -> str:
+    """Replace control characters, which could move the cursor or rename the window, by their escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def time_of(text: str | None) -> str:
+    """Shorten an RFC 3339 time to seconds."""
+    return _DASH if not text else text[:19].replace("T", " ") + "Z"
+
+
+def age(text: str | None) -> str:
+    """Say how long ago an RFC 3339 time was."""
+    if not text:
+        return _DASH
+    then = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return f"{duration(max(0.0, (datetime.now(UTC) - then).total_seconds()))} ago"
+
+
+def duration(seconds: float | None) -> str:
+    """Write seconds as a person would: `0.42 s`, `12 s`, `3 min 20 s`, `5 h 2 min`, `4 days`."""
+    if seconds is None:
+        return _DASH
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} days"

@@ -1,0 +1,157 @@
+"""`cogflare worker`: connect this machine's model to a server."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from cogflare.agent.address import ServerAddress
+from cogflare.agent.main import WorkerOptions, run_worker
+
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}/[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
+
+
+class _Server(click.ParamType[ServerAddress]):
+    """The address of a server."""
+
+    name = "url"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> ServerAddress:
+        if isinstance(value, ServerAddress):
+            return value
+        try:
+            return ServerAddress(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--folder", "folder_option", type=click.Path(exists=True, file_okay=False, path_type=Path), hidden=True)
+@click.option(
+    "--server",
+    required=True,
+    type=_Server(),
+    envvar="COGFLARE_SERVER",
+    show_envvar=True,
+    help="Address of the server, for example https://gateway.example.com.",
+)
+@click.option(
+    "--token",
+    envvar="COGFLARE_WORKER_TOKEN",
+    show_envvar=True,
+    help="Worker token. Better in the environment or a file: others on this machine can read a command line.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the worker token; read again at every connection.",
+)
+@click.option("--model", required=True, metavar="OWNER/NAME", help="The model that this worker offers.")
+@click.option("--url", help="A running Cog server to use, instead of a folder (http://localhost:5000).")
+@click.option("--slots", type=click.IntRange(1, 10_000), help="Predictions at a time (default: what the model says).")
+@click.option("--name", default="", help="How the worker is shown to operators (default: this machine's name).")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="COGFLARE_STATE",
+    help="Where the worker keeps its identity and unsent results (default: ~/.local/state/cogflare/worker).",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="COGFLARE_CACHE",
+    help="Where environments of models are kept (default: ~/.cache/cogflare).",
+)
+@click.option(
+    "--allow-private-inputs", is_flag=True, help="Let predictions name input files on this machine's own network."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write the log as JSON, one object a line.")
+def worker(
+    folder: Path | None,
+    folder_option: Path | None,
+    server: ServerAddress,
+    token: str | None,
+    token_file: Path | None,
+    model: str,
+    url: str | None,
+    slots: int | None,
+    name: str,
+    state: Path | None,
+    cache: Path | None,
+    allow_private_inputs: bool,
+    as_json: bool,
+) -> None:
+    """Run the Cog model in FOLDER (default: the current folder) for a server.
+
+    The worker dials out, so it needs no open port. Press Ctrl-C once to finish what runs and leave, twice to leave at
+    once. Exit codes: 0 drained, 1 the model was not set up or is gone, 2 refused by the server, 130 stopped.
+    """
+    owner, model_name = _model(model)
+    options = WorkerOptions(
+        server=server,
+        token=_token(token, token_file),
+        owner=owner,
+        model=model_name,
+        folder=_folder(folder or folder_option, url),
+        url=url,
+        slots=slots,
+        name=name,
+        state=state,
+        cache=cache,
+        allow_private_inputs=allow_private_inputs,
+        json=as_json,
+    )
+    try:
+        code = asyncio.run(run_worker(options))
+    except OSError as error:
+        raise click.ClickException(f"the worker cannot keep its state: {error}") from error
+    raise SystemExit(code)
+
+
+def _model(model: str) -> tuple[str, str]:
+    if not _NAME.fullmatch(model):
+        raise click.BadParameter(f"{model!r} is not of the form owner/name", param_hint="--model")
+    owner, _, name = model.partition("/")
+    return owner, name
+
+
+def _folder(folder: Path | None, url: str | None) -> Path | None:
+    if url is not None:
+        if folder is not None:
+            raise click.UsageError("give a folder or --url, not both")
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise click.BadParameter(f"{url!r} is not an http(s) address", param_hint="--url")
+        return None
+    folder = folder or Path()
+    if not (folder / "cog.yaml").is_file():
+        raise click.UsageError(
+            f"no cog.yaml in {folder.resolve()}: name the folder of a Cog model, or a running Cog server with --url"
+        )
+    return folder
+
+
+def _token(token: str | None, file: Path | None) -> Callable[[], str]:
+    """Return what reads the token; a token that no header can carry is refused here, without showing it."""
+    value = token or ""
+
+    def read() -> str:
+        nonlocal value
+        if file is not None:
+            with suppress(OSError):  # while it is being replaced
+                value = file.read_text()
+        return value.strip()
+
+    value = read()
+    if not value:
+        raise click.UsageError(
+            "a worker token is needed: create one on the server with `cogflare tokens create --worker` and pass it as"
+            " COGFLARE_WORKER_TOKEN or in a --token-file"
+        )
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise click.UsageError("the worker token has characters that no token has; was it copied whole?")
+    return read

@@ -1,0 +1,50 @@
+"""Identifiers: lower-case ULIDs for records, random keys for capabilities, and the names of queues."""
+
+import secrets
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+ID_LENGTH = 26
+KEY_LENGTH = 40
+SHARED = "shared"  # the account whose models and workers every account may use
+
+LOWEST_ID = "0"
+HIGHEST_ID = "~"
+
+
+def _base32(value: int, length: int) -> str:
+    parts = []
+    for _ in range(length // 2):
+        parts.append(_PAIRS[value & 1023])
+        value >>= 10
+    return "".join(reversed(parts))
+
+
+def new_id(now: int) -> str:
+    """Return a ULID for the time `now` (microseconds since 1970): 26 characters that sort by time."""
+    return _base32((now // 1000) << 80 | secrets.randbits(80), ID_LENGTH)
+
+
+def new_key() -> str:
+    """Return an unguessable key (200 random bits, 40 characters) for a URL that is its own authorization."""
+    return _base32(secrets.randbits(200), KEY_LENGTH)
+
+
+def is_id(text: str) -> bool:
+    """Say whether the text has the form of an id."""
+    return len(text) == ID_LENGTH and all(char in _ALPHABET for char in text)
+
+
+def is_version(text: str) -> bool:
+    """Say whether the text has the form of a version id (64 lower-case hex digits)."""
+    return len(text) == 64 and all(char in "0123456789abcdef" for char in text)
+
+
+def model_queue(pool: str, owner: str, name: str) -> str:
+    """Return the queue of predictions that any version of the model may run on the pool's workers."""
+    return f"{pool}/{owner}/{name}"
+
+
+def version_queue(pool: str, version: str) -> str:
+    """Return the queue of predictions that are pinned to a version."""
+    return f"{pool}:{version}"

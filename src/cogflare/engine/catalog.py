@@ -1,0 +1,139 @@
+"""Models and versions as an account may use them: what a request means by a name, and what workers bring along.
+
+Targets are cached for a few seconds per account and reference; a registration on this node clears the cache at once.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UnsetType
+
+from cogflare.domain.clock import Clock
+from cogflare.domain.errors import NotFound, VersionNotFound
+from cogflare.domain.ids import model_queue, version_queue
+from cogflare.domain.inputs import InputValidator, compile_input
+from cogflare.domain.schemas import BadSchema, output_kind
+from cogflare.protocol.messages import Offer
+from cogflare.store import catalog as store
+from cogflare.store.base import Database
+from cogflare.store.catalog import Model, Version
+
+CACHE_S = 5.0
+_CACHE_SIZE = 4_096
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What a create runs: a model, its version (`pinned`: exactly that one), and the queues that may run it."""
+
+    catalog: str
+    owner: str
+    name: str
+    version: str
+    pinned: bool
+    queues: tuple[str, ...]
+    validator: InputValidator
+
+
+class OfferRefused(ValueError):
+    """A worker's offer cannot be registered; the text says why."""
+
+
+class Catalog:
+    """Reads and registers models; the single place that turns references into targets."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._targets: dict[tuple[str, str, str | None], tuple[float, Target]] = {}
+        self._validators: dict[tuple[str, str, str, str], InputValidator] = {}
+        self._registered: set[tuple[str, str, str, str]] = set()
+
+    async def target(self, account: str, *, model: str | None, version: str | None) -> Target:
+        """Return what `owner/name`, a version id, or both together mean for this account.
+
+        Raises `NotFound` for an unknown model, `VersionNotFound` for an unknown version.
+        """
+        key = (account, model or "", version)
+        cached = self._targets.get(key)
+        now = self._clock.monotonic()
+        if cached is not None and cached[0] > now:
+            return cached[1]
+        found = await (self._latest(account, model or "") if version is None else self._pinned(account, model, version))
+        if len(self._targets) >= _CACHE_SIZE:
+            self._targets.clear()
+        self._targets[key] = (now + CACHE_S, found)
+        return found
+
+    async def model(self, account: str, owner: str, name: str) -> Model:
+        """Return a model; raises `NotFound`."""
+        model = await store.find_model(self._db, account, owner, name)
+        if model is None:
+            raise NotFound
+        return model
+
+    async def models(self, account: str, after: tuple[str, str], limit: int) -> list[Model]:
+        """Return a page of the models that this account may use, by owner and name."""
+        return await store.list_models(self._db, account, after, limit)
+
+    async def versions(self, account: str, owner: str, name: str, offset: int, limit: int) -> list[Version]:
+        """Return a page of a model's versions, newest first; raises `NotFound`."""
+        return await store.list_versions(self._db, await self.model(account, owner, name), offset, limit)
+
+    async def version(self, account: str, owner: str, name: str, version: str) -> Version:
+        """Return a version of a model; raises `NotFound`."""
+        found = await store.find_version(self._db, account, version, owner, name)
+        if found is None:
+            raise NotFound
+        return found
+
+    async def register(self, account: str, offers: Sequence[Offer], now: int) -> None:
+        """Register what a worker offers, if it is new; raises `OfferRefused` for a schema that has no meaning."""
+        for offer in offers:
+            key = (account, offer.owner, offer.name, offer.version)
+            if key in self._registered:
+                continue
+            await self._db.write(*store.register(_version(account, offer, now)))
+            self._registered.add(key)
+            self._targets.clear()
+
+    async def _latest(self, account: str, model: str) -> Target:
+        owner, _, name = model.partition("/")
+        found = await self.model(account, owner, name)
+        if found.latest is None:
+            raise NotFound
+        catalogs = await store.catalogs_with(self._db, account, owner, name)
+        queues = tuple(model_queue(catalog, owner, name) for catalog in catalogs)
+        return self._target(found.latest, queues, pinned=False)
+
+    async def _pinned(self, account: str, model: str | None, version: str) -> Target:
+        owner, _, name = model.partition("/") if model else (None, "", None)
+        found = await store.find_version(self._db, account, version, owner, name)
+        if found is None:
+            raise VersionNotFound
+        return self._target(found, (version_queue(found.account, version),), pinned=True)
+
+    def _target(self, version: Version, queues: tuple[str, ...], *, pinned: bool) -> Target:
+        return Target(
+            version.account, version.owner, version.name, version.id, pinned, queues, self._validator(version)
+        )
+
+    def _validator(self, version: Version) -> InputValidator:
+        key = (version.account, version.owner, version.name, version.id)
+        validator = self._validators.get(key)
+        if validator is None:
+            validator = compile_input(msgspec.json.decode(version.schema) if version.schema else {})
+            if len(self._validators) >= _CACHE_SIZE:
+                self._validators.clear()
+            self._validators[key] = validator
+        return validator
+
+
+def _version(account: str, offer: Offer, now: int) -> Version:
+    document = {} if isinstance(offer.schema, UnsetType) else msgspec.json.decode(offer.schema)
+    try:
+        compile_input(document)
+        kind = output_kind(document)
+    except BadSchema as error:
+        raise OfferRefused(f"the schema of {offer.owner}/{offer.name} cannot be used: {error}") from error
+    schema = None if isinstance(offer.schema, UnsetType) else bytes(offer.schema).decode()
+    return Version(account, offer.owner, offer.name, offer.version, offer.cog_version, schema, kind, now)

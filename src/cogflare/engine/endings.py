@@ -1,0 +1,124 @@
+"""From what a worker or the server says to what is stored when an attempt ends: pure functions."""
+
+import msgspec
+from msgspec import Raw, UnsetType
+
+from cogflare.engine.live import Live
+from cogflare.engine.waiters import Ended
+from cogflare.protocol.messages import Finish
+from cogflare.store.predictions import INLINE_BYTES, Chunk, Ending, cut
+
+MAX_ERROR = 10_000  # characters
+
+_json = msgspec.json.Encoder()
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What ends an attempt: the row, the chunks that go with it, and what waiters may be told."""
+
+    ending: Ending
+    chunks: list[Chunk]
+    ended: Ended
+
+
+def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Result:
+    """Return what a worker's finish stores; `uploaded_bytes` is the size of a result that was put by HTTP."""
+    completed = max(live.created_at, now - finish.ago_ms * 1000)
+    started = live.started_at
+    if started is None and finish.run_ms is not None:
+        started = completed - int(finish.run_ms * 1000)
+    started = min(started, completed) if started is not None else None
+    metrics = _metrics(live, finish, completed, started)
+    chunks, output, items, size = _output(live, finish, uploaded_bytes)
+    log_chunks, logs = _logs(live)
+    error = _error(finish)
+    ending = Ending(
+        live.prediction,
+        live.attempt,
+        live.holder.worker,
+        finish.status,
+        completed,
+        started,
+        output=output,
+        output_items=items,
+        output_bytes=size,
+        logs=logs,
+        log_bytes=len(live.log),
+        error=error,
+        metrics=metrics,
+        slot_free=finish.slot_free,
+        has_files=finish.files > 0,
+    )
+    shown = _shown(live, finish, size)
+    ended = Ended(live.version, finish.status, completed, started, shown, live.logs(), error, metrics, size is None)
+    return Result(ending, chunks + log_chunks, ended)
+
+
+def stopped_metrics(created_at: int, started_at: int | None, now: int) -> str:
+    """Return the metrics of a prediction that the server ended: seconds run and seconds in all."""
+    metrics = {"total_time": _seconds(now - created_at)}
+    if started_at is not None:
+        metrics["predict_time"] = _seconds(now - started_at)
+    return _json.encode(metrics).decode()
+
+
+def _output(live: Live, finish: Finish, uploaded_bytes: int) -> tuple[list[Chunk], str | None, int | None, int | None]:
+    """Return (chunks, inline text, number of items, bytes of a result apart) of the final output."""
+    if finish.uploaded:
+        return [], None, None, uploaded_bytes
+    if not isinstance(finish.output, UnsetType):
+        data = bytes(finish.output)
+        if len(data) <= INLINE_BYTES:
+            return [], data.decode(), None, None
+        chunks, position = [], 0
+        for part in cut(data.decode()):
+            chunks.append(Chunk(live.prediction, live.attempt, "result", position, part))
+            position += len(part.encode())
+        return chunks, None, None, position
+    if finish.items is None and not live.items:
+        return [], None, None, None
+    if not live.committed_items:
+        data = _list(live)
+        if len(data) <= INLINE_BYTES:
+            return [], data.decode(), len(live.items), None
+    return [chunk for chunk in live.uncommitted() if chunk.kind == "output"], None, len(live.items), None
+
+
+def _logs(live: Live) -> tuple[list[Chunk], str | None]:
+    """Return (chunks, inline text) of the log."""
+    if not live.committed_log and len(live.log) <= INLINE_BYTES:
+        return [], live.logs()
+    return [chunk for chunk in live.uncommitted() if chunk.kind == "log"], None
+
+
+def _shown(live: Live, finish: Finish, size: int | None) -> bytes | None:
+    if not isinstance(finish.output, UnsetType):
+        return bytes(finish.output)
+    if size is not None or (finish.items is None and not live.items):
+        return None
+    return _list(live)
+
+
+def _list(live: Live) -> bytes:
+    return b"[" + b",".join(live.items) + b"]"
+
+
+def _error(finish: Finish) -> str | None:
+    if finish.status != "failed":
+        return None
+    text = (finish.error or "").replace("\0", " ").strip() or "The model failed without a message."
+    return text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "… (cut)"
+
+
+def _metrics(live: Live, finish: Finish, completed: int, started: int | None) -> str:
+    metrics: dict[str, Raw | float] = {**live.metrics, **finish.metrics}
+    if finish.run_ms is not None:
+        metrics["predict_time"] = round(finish.run_ms / 1000, 6)
+    elif started is not None:
+        metrics.setdefault("predict_time", _seconds(completed - started))
+    metrics["total_time"] = _seconds(completed - live.created_at)
+    return _json.encode(metrics).decode()
+
+
+def _seconds(us: int) -> float:
+    return max(0, us) / 1_000_000

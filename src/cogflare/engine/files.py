@@ -1,0 +1,190 @@
+"""What attempts send by HTTP: output files, and results that do not fit a frame.
+
+A file is announced, then its bytes come, through this server or straight to a blob store; from then on it is served,
+and the finish of its attempt binds it. The key of its blob is its id: unguessable, and all that a reader has to show.
+"""
+
+import re
+from collections.abc import AsyncIterable
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from cogflare.blobs.base import BlobMissing, BlobReader, BlobStore, BlobTooLarge, UploadTarget
+from cogflare.domain.clock import Clock
+from cogflare.domain.errors import NotFound, RequestError
+from cogflare.domain.ids import new_key
+from cogflare.protocol.messages import AttemptKey
+from cogflare.store import files as store
+from cogflare.store import predictions
+from cogflare.store.base import Conflict, Database
+from cogflare.store.files import FileRow
+
+MAX_FILE_BYTES: Final = 2 << 30
+MAX_NAME_BYTES: Final = 255
+UNKNOWN_TYPE: Final = "application/octet-stream"
+_KEY: Final = re.compile(r"[0-9a-z]{40}", re.ASCII)
+_WORD: Final = r"[A-Za-z0-9!#$&^_.+-]{1,100}"
+_TYPE: Final = re.compile(rf"({_WORD}/{_WORD})((?:; ?{_WORD}={_WORD}){{0,3}})", re.ASCII)
+
+
+class Superseded(RequestError):
+    """The attempt is over, or another one has taken its place: nothing more of it is wanted."""
+
+
+class NotUploaded(RequestError):
+    """The blob store does not have the bytes that were announced."""
+
+
+class Sender(msgspec.Struct, frozen=True):
+    """The worker that speaks, and the account of the token it shows."""
+
+    account: str
+    worker: str
+
+
+class FileTicket(msgspec.Struct, frozen=True):
+    """An announced file. `reference` stands for it in outputs; `upload` None: the bytes come through this server."""
+
+    id: str
+    reference: str
+    upload: UploadTarget | None
+
+
+class Files:
+    """The files of all attempts. `max_file_bytes` bounds one file."""
+
+    def __init__(self, db: Database, blobs: BlobStore, clock: Clock, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._clock = clock
+        self.max_file_bytes = max_file_bytes
+
+    # --- workers ---------------------------------------------------------------------------------------------------
+
+    async def require_held(self, sender: Sender, key: AttemptKey) -> None:
+        """See to it that this worker holds the attempt now; raises `NotFound` if it never did, else `Superseded`."""
+        held = await predictions.held_attempt(self._db, *key, sender.worker, sender.account)
+        if held is None:
+            raise NotFound
+        if not held:
+            raise Superseded
+
+    async def announce(
+        self, sender: Sender, key: AttemptKey, filename: str, content_type: str, size: int | None = None
+    ) -> FileTicket:
+        """Note a file that is about to come; raises `NotFound`, `Superseded`, or `BlobTooLarge` for its `size`."""
+        await self.require_held(sender, key)
+        self._limit(size)
+        id, name, kind = new_key(), safe_name(filename), safe_type(content_type)
+        now = self._clock.wall()
+        added = await store.add_output(
+            self._db,
+            id=id,
+            prediction=key[0],
+            attempt=key[1],
+            worker=sender.worker,
+            name=name,
+            content_type=kind,
+            now=now,
+        )
+        if not added:
+            raise Superseded
+        return FileTicket(id, reference(id, name), await self._blobs.upload_target(id, kind, size))
+
+    async def receive(self, sender: Sender, id: str, body: AsyncIterable[bytes], announced: int | None = None) -> None:
+        """Store the bytes of an announced file; a repetition replaces them until the attempt ends.
+
+        Raises `NotFound`, `Superseded` or a `BlobError`. `announced` is the size, where it is known beforehand.
+        """
+        await self._require_pending(sender, id)
+        self._limit(announced)
+        stored = await self._blobs.put(id, body, self.max_file_bytes)
+        await self._complete(id, stored.size, stored.sha256, stored.md5)
+
+    async def confirm(self, sender: Sender, id: str, size: int, sha256: str) -> None:
+        """Take a worker's word that a file lies in the blob store, if the store has so many bytes of it.
+
+        Raises `NotFound`, `Superseded`, `NotUploaded` or a `BlobError`.
+        """
+        await self._require_pending(sender, id)
+        self._limit(size)
+        try:
+            found = await self._blobs.head(id)
+        except BlobMissing:
+            raise NotUploaded from None
+        if found != size:
+            raise NotUploaded
+        await self._complete(id, size, sha256, None)
+
+    async def put_result(self, sender: Sender, key: AttemptKey, text: str) -> None:
+        """Store the output (JSON text) of an attempt whose finish will say so; raises `NotFound` or `Superseded`."""
+        await self.require_held(sender, key)
+        try:
+            await predictions.put_result(self._db, *key, sender.worker, text)
+        except Conflict:
+            raise Superseded from None
+
+    # --- readers ---------------------------------------------------------------------------------------------------
+
+    async def find(self, id: str, name: str) -> FileRow:
+        """Return a file that may be read under this name; raises `NotFound`."""
+        row = await store.get(self._db, id) if _KEY.fullmatch(id) else None
+        if row is None or row.purpose != "output" or row.name != name or row.size is None or row.state == "expired":
+            raise NotFound
+        return row
+
+    async def open(self, row: FileRow, start: int = 0, end: int | None = None) -> BlobReader:
+        """Open the bytes of a file from `start` up to, but not with, `end`; raises a `BlobError`."""
+        return await self._blobs.open(row.id, start, row.size if end is None else end)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def _require_pending(self, sender: Sender, id: str) -> None:
+        row = await store.get(self._db, id) if _KEY.fullmatch(id) else None
+        if row is None or row.prediction is None or row.attempt is None:
+            raise NotFound
+        await self.require_held(sender, (row.prediction, row.attempt))
+        if row.state != "pending":
+            raise Superseded
+
+    async def _complete(self, id: str, size: int, sha256: str, md5: str | None) -> None:
+        if await store.complete(self._db, id, size, sha256, md5):
+            return
+        # The attempt has ended meanwhile. What its finish has bound stays; bytes of a swept file would stay for ever.
+        row = await store.get(self._db, id)
+        if row is None or row.state == "expired":
+            await self._blobs.delete(id)
+        raise Superseded
+
+    def _limit(self, size: int | None) -> None:
+        if size is not None and size > self.max_file_bytes:
+            raise BlobTooLarge(self.max_file_bytes)
+
+
+def reference(id: str, name: str) -> str:
+    """Return what stands for a file in stored outputs; answers put the base URL in place of its scheme."""
+    return f"cogflare-file:/f/{id}/{quote(name, safe='')}"
+
+
+def safe_name(filename: str) -> str:
+    """Return the last part of a path as a plain file name: printable, at most `MAX_NAME_BYTES` bytes, never empty."""
+    base = re.split(r"[/\\]", filename)[-1]
+    name = "".join(char for char in base if char.isprintable()).strip()
+    stem, dot, suffix = name.rpartition(".")
+    room = MAX_NAME_BYTES - len(f"{dot}{suffix}".encode())
+    if len(name.encode()) > MAX_NAME_BYTES:
+        # The suffix says what a file is, so the cut goes before it, unless it is no suffix.
+        name = _cut(stem, room) + dot + suffix if stem and room > MAX_NAME_BYTES // 2 else _cut(name, MAX_NAME_BYTES)
+    return "file" if name.strip(".") == "" else name
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
+
+
+def safe_type(content_type: str) -> str:
+    """Return a media type that can stand in a header; `UNKNOWN_TYPE` for what is none."""
+    found = _TYPE.fullmatch(content_type.strip())
+    return found[1].lower() + found[2] if found else UNKNOWN_TYPE

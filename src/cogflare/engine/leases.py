@@ -1,0 +1,70 @@
+"""Leases of attempts: who has gone silent, whose grace is over, and what is taken back from them.
+
+A lease has expired when its renewal count has not moved for `lease_s` of this observer's own monotonic clock. A new
+observer therefore watches a full period before it rescues anything, and no jump of a wall clock rescues by mistake.
+"""
+
+import structlog
+
+from cogflare.domain.clock import Clock
+from cogflare.engine.links import Fleet, LinkTimes
+from cogflare.engine.predictions import Predictions
+from cogflare.protocol.messages import AttemptKey
+from cogflare.store import fleet
+from cogflare.store.base import Database
+
+log = structlog.get_logger()
+
+
+class Leases:
+    """Watches the leases of all workers, and the links of this node."""
+
+    def __init__(self, db: Database, clock: Clock, links: Fleet, predictions: Predictions, times: LinkTimes) -> None:
+        self._db = db
+        self._clock = clock
+        self._links = links
+        self._predictions = predictions
+        self._times = times
+        self._seen: dict[AttemptKey, tuple[int, float]] = {}
+        self._look_at = 0.0
+
+    async def tick(self) -> float:
+        """Look for silent links, ended graces and expired leases; returns the seconds until the next look."""
+        now = self._clock.monotonic()
+        self._silence(now)
+        await self._departed(now)
+        if now >= self._look_at:
+            self._look_at = now + self._times.lease_s / 8
+            await self._expired(now)
+        return min(1.0, self._times.close_grace_s / 4, self._times.lease_s / 8)
+
+    def _silence(self, now: float) -> None:
+        for link in self._links.links.values():
+            if not link.is_away and now - link.heard_at > self._times.silence_s:
+                log.warning("worker silent", worker=link.worker)
+                link.away()
+
+    async def _departed(self, now: float) -> None:
+        due = [worker for worker, (_, at) in self._links.departed.items() if at <= now]
+        for worker in due:
+            epoch, _ = self._links.departed.pop(worker)
+            for key in await fleet.live_of(self._db, worker, epoch):
+                reason = f"worker {worker} closed its connection and did not come back"
+                await self._rescue(key, reason)
+
+    async def _expired(self, now: float) -> None:
+        seen: dict[AttemptKey, tuple[int, float]] = {}
+        for attempt in await fleet.live_attempts(self._db):
+            key = (attempt.prediction, attempt.attempt)
+            renewals, since = self._seen.get(key, (attempt.renewals, now))
+            if renewals != attempt.renewals:
+                renewals, since = attempt.renewals, now
+            if now - since < self._times.lease_s:
+                seen[key] = (renewals, since)
+            else:
+                await self._rescue(key, f"worker {attempt.holder} was silent for {self._times.lease_s:g} s")
+        self._seen = seen
+
+    async def _rescue(self, key: AttemptKey, reason: str) -> None:
+        log.warning("attempt lost", prediction=key[0], attempt=key[1], reason=reason)
+        await self._predictions.rescue(key, reason, slot_free=True)

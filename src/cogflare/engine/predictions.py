@@ -1,0 +1,375 @@
+"""The single owner of transitions: create, read, cancel, finish and rescue of predictions.
+
+Each transition is one unit with a compare-and-set on (phase, attempt); whoever loses looks again. Predictions that run
+on this node are answered from memory (`lives`); everything else from the store.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cogflare.domain.clock import Clock
+from cogflare.domain.errors import InvalidInput, NotFound
+from cogflare.domain.ids import SHARED, is_id, model_queue, new_id, new_key, version_queue
+from cogflare.domain.phases import Outcome, Phase, Status
+from cogflare.engine import endings
+from cogflare.engine.catalog import Catalog
+from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
+from cogflare.engine.live import Live
+from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_live
+from cogflare.engine.waiters import Ended, Waiters
+from cogflare.protocol.messages import AttemptKey, Finish, Verdict
+from cogflare.store import catalog as catalog_store
+from cogflare.store import fleet
+from cogflare.store import predictions as store
+from cogflare.store.base import Conflict, Database, Hint, Row, Statement
+from cogflare.store.catalog import Caller
+from cogflare.store.predictions import NewPrediction, PredictionRow, Query
+
+CHANNEL_ENDED = "ended"
+CHANNEL_CANCEL = "cancel"
+INTERRUPTED = "Prediction interrupted; please retry (code: PA)"
+AVOID_US = 10_000_000
+_LOOK_AGAIN_S = 5.0
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a client asks for. `input` is the JSON text of an object as sent, `values` the same decoded."""
+
+    input: bytes
+    values: dict[str, Any]
+    model: str | None = None
+    version: str | None = None
+    webhook: str | None = None
+    webhook_events: str | None = None
+
+
+class Predictions:
+    """Predictions of all accounts. `max_strikes`: started attempts that may be lost before a prediction fails."""
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        catalog: Catalog,
+        dispatcher: Dispatcher,
+        waiters: Waiters,
+        max_strikes: int,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._catalog = catalog
+        self._dispatcher = dispatcher
+        self._waiters = waiters
+        self._max_strikes = max_strikes
+        self._new: dict[str, PredictionView] = {}
+        self._ending: dict[str, Ended] = {}
+        self.lives: dict[str, Live] = {}
+        db.listen(self._heard)
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+
+    async def create(self, caller: Caller, order: Order, hold_s: float | None = None) -> PredictionView:
+        """Accept a prediction: it is durable when this returns. Waits up to `hold_s` seconds for its end.
+
+        Raises `NotFound`, `VersionNotFound` or `InvalidInput`; then nothing was changed. A prediction that has not
+        ended within the hold is shown as `starting`, whatever it does: clients take anything else for its end.
+        """
+        target = await self._catalog.target(caller.account, model=order.model, version=order.version)
+        problems = target.validator.problems(order.values)
+        if problems:
+            raise InvalidInput(problems)
+        now = self._clock.wall()
+        new = NewPrediction(
+            new_id(now),
+            caller.account,
+            caller.token,
+            target.catalog,
+            target.owner,
+            target.name,
+            target.version,
+            target.pinned,
+            target.queues,
+            caller.account,
+            order.input.decode(),
+            now,
+            new_key(),
+            webhook=order.webhook,
+            webhook_events=order.webhook_events,
+        )
+        if hold_s is None:
+            return await self._insert(new)
+        future = self._waiters.join(new.id)
+        try:
+            created = await self._insert(new)
+            return await self._hold(created, future, hold_s)
+        finally:
+            self._waiters.leave(new.id)
+
+    async def get(self, account: str, prediction: str) -> PredictionView:
+        """Return a prediction as it stands now; raises `NotFound`."""
+        live = self.lives.get(prediction)
+        if live is None:
+            found = await self._read(account, prediction)
+            live = self.lives.get(prediction)
+            if live is None or found.is_ended:
+                return found
+            live.base = live.base or found
+        if live.account != account:
+            raise NotFound
+        if live.base is None:
+            live.base = await self._read(account, prediction)
+            return await self.get(account, prediction)
+        return view_live(live.base, live)
+
+    async def page(self, query: Query) -> list[PredictionView]:
+        """Return a page of predictions, newest first."""
+        rows = await store.list_page(self._db, query)
+        parts = await load_parts(self._db, rows)
+        views = [view(row, parts) for row in rows]
+        lives = [self.lives.get(shown.id) for shown in views]
+        return [
+            view_live(shown, live) if live is not None and not shown.is_ended else shown
+            for shown, live in zip(views, lives, strict=True)
+        ]
+
+    async def cancel(self, account: str, prediction: str) -> PredictionView:
+        """Cancel a prediction and return it; one that has ended stays as it is. Raises `NotFound`."""
+        while True:
+            row = await self._row(account, prediction)
+            if row.phase == Phase.ENDED or await self._stop(row, Status.CANCELED, None, Outcome.CANCELED):
+                return await self._read(account, prediction)
+
+    async def attempts(self, account: str, prediction: str) -> list[fleet.AttemptRow]:
+        """Return the tries of a prediction; raises `NotFound`."""
+        await self._row(account, prediction)
+        return await fleet.list_attempts(self._db, prediction)
+
+    async def input_of(self, prediction: str, attempt: int, worker: str) -> str:
+        """Return the input of an attempt to the worker that holds it; raises `NotFound`."""
+        state = await fleet.get_attempt(self._db, prediction, attempt)
+        row = await store.get(self._db, prediction)
+        if state is None or row is None or state.holder != worker or state.ended_at is not None:
+            raise NotFound
+        parts = await load_parts(self._db, [row])
+        return row.input if row.input is not None else parts.inputs[prediction]
+
+    # --- workers ---------------------------------------------------------------------------------------------------
+
+    async def finish(self, live: Live, finish: Finish, seat: Seat | None) -> Verdict:
+        """End the attempt as its worker says; a reserved `seat` claims in the same unit. Safe to repeat."""
+        if finish.status == "lost":
+            self._drop(live)
+            if seat is not None:
+                self._dispatcher.cancel(seat)
+            reason = finish.error or "the model's process ended"
+            await self.rescue(live.key, reason, started_at=live.started_at, slot_free=finish.slot_free)
+            return "committed"
+        uploaded = await self._uploaded(live) if finish.uploaded else 0
+        result = endings.from_finish(live, finish, self._clock.wall(), uploaded)
+        statements = store.finish(result.ending, result.chunks)
+        rows: Sequence[list[Row]] = ()
+        try:
+            end = len(statements)
+            if seat is not None:
+                statements += self._dispatcher.claim(seat)
+            self._ending[live.prediction] = result.ended
+            rows = await self._db.write(*statements, hints=[Hint(CHANNEL_ENDED, live.prediction)])
+        except Conflict:
+            self._drop(live)
+            return await self.verdict(live.key, finish.status)
+        finally:
+            self._ending.pop(live.prediction, None)
+            if seat is not None and not rows:
+                self._dispatcher.cancel(seat)
+        self._drop(live)
+        if seat is not None:
+            self._dispatcher.settle(seat, rows[end:])
+        return "committed"
+
+    async def verdict(self, key: AttemptKey, status: str) -> Verdict:
+        """Return the answer to a finish that changes nothing: it is known already, too late, or was never given out."""
+        state = await fleet.get_attempt(self._db, *key)
+        if state is None:
+            return "unknown"
+        return "committed" if state.outcome == status and state.current == key[1] else "superseded"
+
+    async def rescue(self, key: AttemptKey, reason: str, *, started_at: int | None = None, slot_free: bool) -> None:
+        """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not."""
+        while True:
+            state = await fleet.get_attempt(self._db, *key)
+            row = await store.get(self._db, key[0])
+            if state is None or row is None:
+                return
+            now = self._clock.wall()
+            lost = store.end_attempt(*key, Outcome.LOST, now=now, reason=reason, slot_free=slot_free)
+            if row.attempt != key[1] or row.phase not in (Phase.ASSIGNED, Phase.RUNNING):
+                await self._db.write(lost)
+                return
+            started_at = started_at or state.started_at
+            error = await self._final_loss(row, state, started_at is not None, reason)
+            if error is not None:
+                if await self._stop(row, Status.FAILED, error, Outcome.LOST, reason, slot_free=slot_free):
+                    return
+            elif await self._requeue(row, lost, started_at, state.holder):
+                return
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def _insert(self, new: NewPrediction) -> PredictionView:
+        created = PredictionView(
+            new.id,
+            new.account,
+            f"{new.owner}/{new.name}",
+            new.version,
+            Status.STARTING,
+            0,
+            new.created_at,
+            store.raw(new.input),
+            webhook=new.webhook,
+            webhook_events=new.webhook_events,
+        )
+        statements = store.insert(new)
+        landed = Statement("get_prediction", {"id": new.id})
+        seat = self._dispatcher.reserve(new.queues)
+        if seat is None:
+            hints = [Hint(CHANNEL_QUEUE, queue) for queue in new.queues]
+            await self._db.write(*statements, hints=hints, landed=landed)
+            return created
+        rows: Sequence[list[Row]] = ()
+        try:
+            end = len(statements)
+            self._new[new.id] = created
+            rows = await self._db.write(*statements, *self._dispatcher.claim(seat), landed=landed)
+        finally:
+            if not rows:
+                self._dispatcher.cancel(seat)
+                self._new.pop(new.id, None)
+        claimed = self._dispatcher.settle(seat, rows[end:])
+        self._new.pop(new.id, None)
+        if claimed is None or claimed.prediction != new.id:
+            self._dispatcher.wake(new.queues)
+        return created
+
+    def new_base(self, prediction: str) -> PredictionView | None:
+        """Return the view of a prediction whose create on this node claimed it at once."""
+        return self._new.get(prediction)
+
+    async def _hold(
+        self, created: PredictionView, future: asyncio.Future[Ended | None], hold_s: float
+    ) -> PredictionView:
+        deadline = self._clock.monotonic() + hold_s
+        while (left := deadline - self._clock.monotonic()) > 0:
+            done, _ = await asyncio.wait([future], timeout=min(left, _LOOK_AGAIN_S))
+            ended = future.result() if done else None
+            if ended is not None and ended.complete:
+                return view_ended(created, ended)
+            found = await self._read(created.account, created.id)
+            if found.is_ended:
+                return found
+            if done:
+                break
+        return created
+
+    async def _row(self, account: str, prediction: str) -> PredictionRow:
+        row = await store.get(self._db, prediction) if is_id(prediction) else None
+        if row is None or row.account != account:
+            raise NotFound
+        return row
+
+    async def _read(self, account: str, prediction: str) -> PredictionView:
+        row = await self._row(account, prediction)
+        return view(row, await load_parts(self._db, [row]))
+
+    async def _stop(
+        self,
+        row: PredictionRow,
+        status: Status,
+        error: str | None,
+        outcome: Outcome,
+        reason: str | None = None,
+        *,
+        slot_free: bool = False,
+    ) -> bool:
+        """End a prediction by the server's decision, with what it has shown so far; False if it moved meanwhile."""
+        now = self._clock.wall()
+        live = self.lives.get(row.id)
+        if live is not None and live.attempt != row.attempt:
+            live = None
+        started_at = row.started_at if live is None else live.started_at or row.started_at
+        items = (len(live.items) or None) if live is not None else row.output_items
+        log_bytes = len(live.log) if live is not None else row.log_bytes
+        metrics = endings.stopped_metrics(row.created_at, started_at, now)
+        statements = store.end(
+            row.id, row.attempt, status, now=now, error=error, output_items=items, log_bytes=log_bytes, metrics=metrics
+        )
+        if row.phase in (Phase.ASSIGNED, Phase.RUNNING):
+            if live is not None:
+                chunks = live.uncommitted()
+                statements += [store.append_chunks(chunks)] if chunks else []
+            statements.append(
+                store.end_attempt(
+                    row.id, row.attempt, outcome, now=now, started_at=started_at, reason=reason, slot_free=slot_free
+                )
+            )
+        hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
+        try:
+            await self._db.write(*statements, hints=hints)
+        except Conflict:
+            return False
+        return True
+
+    async def _final_loss(
+        self, row: PredictionRow, state: fleet.AttemptState, started: bool, reason: str
+    ) -> str | None:
+        """Return the error of a prediction that may not run again after this loss."""
+        if row.strikes + started >= self._max_strikes:
+            return f"Prediction was lost {row.strikes + started} times; the last time because {reason}"
+        if not row.output_items and not state.output_items:
+            return None
+        owner, _, name = row.model.partition("/")
+        model = await catalog_store.find_model(self._db, row.catalog, owner, name)
+        version = await catalog_store.find_version(self._db, row.catalog, row.version, owner, name)
+        is_text = version is not None and version.output_kind == "text"
+        return INTERRUPTED if is_text and not (model is not None and model.rerun) else None
+
+    async def _requeue(self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str) -> bool:
+        queues = await self._queues(row)
+        avoid_until = self._clock.wall() + AVOID_US
+        try:
+            await self._db.write(
+                store.requeue(row.id, row.attempt, started_at),
+                lost,
+                *store.enqueue(row.id, queues, avoid, avoid_until),
+                hints=[Hint(CHANNEL_QUEUE, queue) for queue in queues],
+            )
+        except Conflict:
+            return False
+        return True
+
+    async def _queues(self, row: PredictionRow) -> tuple[str, ...]:
+        if row.pinned:
+            return (version_queue(row.catalog, row.version),)
+        owner, _, name = row.model.partition("/")
+        catalogs = await catalog_store.catalogs_with(self._db, row.account, owner, name)
+        return tuple(model_queue(catalog, owner, name) for catalog in catalogs or (SHARED,))
+
+    async def _uploaded(self, live: Live) -> int:
+        rows = await self._db.read("result_bytes", prediction=live.prediction, attempt=live.attempt)
+        return int(rows[0][0])
+
+    def _drop(self, live: Live) -> None:
+        if self.lives.get(live.prediction) is live:
+            del self.lives[live.prediction]
+
+    def _heard(self, hint: Hint) -> None:
+        if hint.channel == CHANNEL_ENDED:
+            self._waiters.wake(hint.payload, self._ending.get(hint.payload))
+        elif hint.channel == CHANNEL_CANCEL:
+            prediction, _, attempt = hint.payload.partition(" ")
+            live = self.lives.get(prediction)
+            if live is not None and str(live.attempt) == attempt:
+                self._drop(live)
+                live.holder.cancel(live.key)

@@ -1,0 +1,123 @@
+"""Start, run and stop of the engine: one loop drives every periodic role; tasks of links and claims are kept here."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from cogflare.engine.links import Fleet, save
+from cogflare.engine.predictions import Predictions
+from cogflare.engine.waiters import Waiters
+from cogflare.store.base import Database, Statement, StoreError
+
+CHECKPOINT_S = 0.5
+
+log = structlog.get_logger()
+
+Tick = Callable[[], Awaitable[float]]
+
+
+class Tasks:
+    """Background tasks: kept until they end; an error in one is logged and harms nobody else."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine in the background."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def settle(self, timeout_s: float) -> int:
+        """Wait for the tasks under way; returns how many did not end in time (they are cancelled)."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        return len(left)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, StoreError):
+            log.warning("the store refused; polling will try again", error=str(error))
+        elif error is not None:
+            log.error("task failed", exc_info=error)
+
+
+class Checkpoints:
+    """Commits the live data of running attempts: one unit a tick for all that changed."""
+
+    def __init__(self, db: Database, predictions: Predictions) -> None:
+        self._db = db
+        self._predictions = predictions
+
+    async def tick(self) -> float:
+        """Commit what is new; returns the seconds until the next look."""
+        lives = self._predictions.lives
+        dirty = [live for live in lives.values() if live.started_at is not None and live.is_dirty() and not live.ending]
+        if dirty:
+            points = [live.checkpoint() for live in dirty]
+            await self._db.write(*save(dirty))
+            for live, point in zip(dirty, points, strict=True):
+                live.committed(point)
+        return CHECKPOINT_S
+
+
+class Engine:
+    """The running engine of one node: starts and stops its roles, each within a bound."""
+
+    def __init__(
+        self, db: Database, node: str, links: Fleet, waiters: Waiters, tasks: Tasks, ticks: Mapping[str, Tick]
+    ) -> None:
+        self._db = db
+        self._node = node
+        self._links = links
+        self._waiters = waiters
+        self._tasks = tasks
+        self._ticks = ticks
+        self._loops: list[asyncio.Task[None]] = []
+        self.is_stopping = False
+
+    async def start(self, now: int) -> None:
+        """Repair what the last run of this node left, and start the periodic roles."""
+        await self._db.write(Statement("release_node", {"node": self._node, "now": now}))
+        self._loops = [asyncio.create_task(_run(name, tick), name=name) for name, tick in self._ticks.items()]
+
+    async def stop(self, limit_s: float) -> None:
+        """Stop in order: no claims, answer waiters, tell agents, save live data. Twice is harmless."""
+        if self.is_stopping:
+            return
+        self.is_stopping = True
+        self._links.stop()
+        self._waiters.wake_all()
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        held = len(self._links.predictions.lives)
+        left = await self._tasks.settle(limit_s)
+        try:
+            await self._db.write(*save(list(self._links.predictions.lives.values())))
+        except StoreError as error:
+            log.error("live data not saved; the agents have it", error=str(error))
+        log.info("stopped", running=held, unfinished=left)
+
+
+async def _run(name: str, tick: Tick) -> None:
+    while True:
+        try:
+            pause = await tick()
+        except StoreError as error:
+            log.warning("store refused a periodic role", role=name, error=str(error))
+            pause = 1.0
+        except Exception:
+            log.exception("periodic role failed", role=name)
+            pause = 1.0
+        await asyncio.sleep(pause)

@@ -1,0 +1,144 @@
+"""A prediction as the API shows it: the stored row, its parts that lie apart, and what is live on this node."""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Raw
+
+from cogflare.domain.phases import Phase, Status
+from cogflare.engine.live import Live
+from cogflare.engine.waiters import Ended
+from cogflare.store import predictions as store
+from cogflare.store.base import Database
+from cogflare.store.predictions import Chunk, PredictionRow
+
+_ABSENT: tuple[list[bytes], list[str], list[str]] = ([], [], [])
+
+
+class PredictionView(msgspec.Struct, frozen=True):
+    """Everything a rendering needs. `input`, `output` and `metrics` are JSON; times are microseconds since 1970."""
+
+    id: str
+    account: str
+    model: str
+    version: str
+    status: str
+    attempt: int
+    created_at: int
+    input: Raw
+    output: bytes | None = None
+    logs: str = ""
+    error: str | None = None
+    started_at: int | None = None
+    completed_at: int | None = None
+    deadline: int | None = None
+    metrics: str | None = None
+    webhook: str | None = None
+    webhook_events: str | None = None
+    data_removed: bool = False
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the status is terminal."""
+        return self.status not in (Status.STARTING, Status.PROCESSING)
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """What of some predictions lies apart from their rows."""
+
+    inputs: dict[str, str]
+    chunks: dict[str, tuple[list[bytes], list[str], list[str]]]
+
+
+async def load_parts(db: Database, rows: Sequence[PredictionRow]) -> Parts:
+    """Read what of these predictions lies apart; nothing is read for rows that are complete."""
+    apart = [row.id for row in rows if row.input is None and not row.data_removed]
+    chunked = [(row.id, row.attempt) for row in rows if _is_chunked(row)]
+    inputs = await store.inputs(db, apart) if apart else {}
+    found: dict[str, tuple[list[bytes], list[str], list[str]]] = {}
+    limits = {row.id: row for row in rows}
+    for chunk in await store.chunks(db, chunked) if chunked else ():
+        _sort(chunk, limits[chunk.prediction], found.setdefault(chunk.prediction, ([], [], [])))
+    return Parts(inputs, found)
+
+
+def _is_chunked(row: PredictionRow) -> bool:
+    if row.data_removed or row.phase in (Phase.QUEUED, Phase.PARKED):
+        return False
+    in_logs = row.logs is None and row.log_bytes > 0
+    return in_logs or (row.output is None and (bool(row.output_items) or bool(row.output_bytes)))
+
+
+def _sort(chunk: Chunk, row: PredictionRow, parts: tuple[list[bytes], list[str], list[str]]) -> None:
+    """Put a chunk with its kind; what was appended after the end of the prediction does not belong to it."""
+    items, log, result = parts
+    if chunk.kind == "output" and chunk.position < (row.output_items or 0):
+        items.append(chunk.data.encode())
+    elif chunk.kind == "log" and chunk.position < row.log_bytes:
+        log.append(chunk.data)
+    elif chunk.kind == "result" and chunk.position < (row.output_bytes or 0):
+        result.append(chunk.data)
+
+
+def view(row: PredictionRow, parts: Parts) -> PredictionView:
+    """Show a prediction as stored."""
+    items, log, result = parts.chunks.get(row.id, _ABSENT)
+    waits = row.phase in (Phase.QUEUED, Phase.PARKED)
+    output = row.output.encode() if row.output is not None else None
+    if output is None and not waits:
+        if row.output_bytes:
+            output = "".join(result).encode()
+        elif row.output_items is not None:
+            output = b"[" + b",".join(items) + b"]"
+    text = row.input if row.input is not None else parts.inputs.get(row.id, "{}")
+    return PredictionView(
+        id=row.id,
+        account=row.account,
+        model=row.model,
+        version=row.version,
+        status=row.status,
+        attempt=row.attempt,
+        created_at=row.created_at,
+        input=store.raw(text),
+        output=output,
+        logs="" if waits else (row.logs if row.logs is not None else "".join(log)),
+        error=row.error,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        deadline=row.deadline,
+        metrics=row.metrics,
+        webhook=row.webhook,
+        webhook_events=row.webhook_events,
+        data_removed=bool(row.data_removed),
+    )
+
+
+def view_live(base: PredictionView, live: Live) -> PredictionView:
+    """Show a prediction that runs on this node: newer than what is stored."""
+    output = b"[" + b",".join(live.items) + b"]" if live.items else None
+    started = base.started_at if live.started_at is None else (base.started_at or live.started_at)
+    return msgspec.structs.replace(
+        base,
+        version=live.version,
+        status=Status.STARTING if started is None else Status.PROCESSING,
+        attempt=live.attempt,
+        started_at=started,
+        output=output,
+        logs=live.logs(),
+        metrics=msgspec.json.encode(live.metrics).decode() if live.metrics else None,
+    )
+
+
+def view_ended(base: PredictionView, ended: Ended) -> PredictionView:
+    """Show a prediction that has just ended on this node."""
+    return msgspec.structs.replace(
+        base,
+        version=ended.version,
+        status=ended.status,
+        completed_at=ended.completed_at,
+        started_at=base.started_at or ended.started_at,
+        output=ended.output,
+        logs=ended.logs,
+        error=ended.error,
+        metrics=ended.metrics,
+    )

@@ -1,0 +1,107 @@
+"""Settings of the server: defaults < TOML file < COGFLARE_* variables < COGFLARE_*_FILE secrets.
+
+The only reader of the process environment. `docs/reference/settings.md` lists every name.
+"""
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_PREFIX = "COGFLARE_"
+_LISTS = frozenset({"trusted_proxies"})
+
+
+class SettingsError(Exception):
+    """A setting has a value that cannot be used; the text names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a server node needs to know. Durations in seconds, sizes in bytes."""
+
+    data: str = "cogflare-data"
+    """Folder of the SQLite file and of stored files."""
+    database_url: str = ""
+    """`sqlite:///path` or `postgresql://…`; empty: a SQLite file in the data folder."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str | None = None
+    """Origin that clients reach, such as `https://api.example.com`; every URL that is handed out begins with it."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-* headers count."""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    node: str = ""
+    """Name of this server among those that share a database; empty: the host's name."""
+    admin_token: str | None = None
+    """Secret of an admin token that always works; empty: the first start makes one and shows it once."""
+    max_body: int = 32 * 1024 * 1024
+    max_file_bytes: int = 2 * 1024**3
+    max_result_bytes: int = 16 * 1024 * 1024
+    lease_s: float = 60.0
+    """Silence after which what a worker holds runs elsewhere."""
+    close_grace_s: float = 15.0
+    """The same after its connection closed without a goodbye."""
+    heartbeat_s: float = 5.0
+    silence_s: float = 15.0
+    max_strikes: int = 3
+    """Started attempts that may be lost to infrastructure before a prediction fails."""
+    stop_s: float = 10.0
+    """Limit of a graceful stop."""
+    log_format: str = "text"
+    """`text` for people, `json` for machines."""
+
+    def database(self) -> str:
+        """Return the database URL in force."""
+        return self.database_url or f"sqlite:///{Path(self.data) / 'cogflare.db'}"
+
+    def node_name(self) -> str:
+        """Return the name of this node."""
+        return self.node or socket.gethostname() or "node"
+
+
+def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the settings; `overrides` (the command line) win over all. Raises `SettingsError`."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        values |= _file(path)
+    values |= _environment(os.environ)
+    values |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings: {error}") from error
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SettingsError("tls_cert and tls_key go together: give both, or neither")
+    return settings
+
+
+def _file(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"settings file {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path}: {error}") from error
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings among the variables; other COGFLARE_* names (of clients and agents) are none of ours."""
+    found: dict[str, Any] = {}
+    for name in Settings.__struct_fields__:
+        variable = _PREFIX + name.upper()
+        secret = environ.get(f"{variable}_FILE")
+        if secret is not None:
+            try:
+                found[name] = Path(secret).read_text().strip()
+            except OSError as error:
+                raise SettingsError(f"{variable}_FILE: {secret}: {error.strerror}") from error
+        elif environ.get(variable):
+            found[name] = environ[variable]
+        if name in _LISTS and name in found:
+            found[name] = [part.strip() for part in found[name].split(",") if part.strip()]
+    return found

@@ -1,0 +1,57 @@
+"""Files: typed functions over named queries. A file is pending until the finish that names it is committed."""
+
+import msgspec
+
+from cogflare.store.base import Database, Statement
+
+
+class FileRow(msgspec.Struct, frozen=True):
+    """A file as stored; `size` None while its bytes are not complete. Its id is the key of its URL: unguessable."""
+
+    id: str
+    account: str
+    purpose: str
+    prediction: str | None
+    attempt: int | None
+    name: str
+    content_type: str
+    size: int | None
+    sha256: str | None
+    md5: str | None
+    metadata: str | None
+    state: str
+    created_at: int
+    expires_at: int | None
+
+
+async def add_output(
+    db: Database, *, id: str, prediction: str, attempt: int, worker: str, name: str, content_type: str, now: int
+) -> bool:
+    """Note an output file that is about to be written; False unless the worker holds the current attempt."""
+    rows = await db.write(
+        Statement(
+            "insert_output_file",
+            {
+                "id": id,
+                "prediction": prediction,
+                "attempt": attempt,
+                "worker": worker,
+                "name": name,
+                "content_type": content_type,
+                "now": now,
+            },
+        )
+    )
+    return bool(rows[0])
+
+
+async def complete(db: Database, id: str, size: int, sha256: str, md5: str | None) -> bool:
+    """Note that the file's bytes are stored; False if it is no longer pending."""
+    rows = await db.write(Statement("complete_file", {"id": id, "size": size, "sha256": sha256, "md5": md5}))
+    return bool(rows[0])
+
+
+async def get(db: Database, id: str) -> FileRow | None:
+    """Return the file of that id."""
+    rows = await db.read("get_file", id=id)
+    return FileRow(*rows[0]) if rows else None

@@ -1,0 +1,146 @@
+"""Workers, their links, and the leases of what they hold: typed functions over named queries."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cogflare.store.base import Conflict, Database, Statement
+
+AttemptKey = tuple[str, int]
+
+
+class Link(msgspec.Struct, frozen=True):
+    """What a hello writes. `offers` and `agent` are JSON text; `now` is in microseconds."""
+
+    id: str
+    account: str
+    token: str
+    name: str
+    instance: str
+    node: str
+    offers: str
+    agent: str
+    now: int
+
+
+class HeldAttempt(msgspec.Struct, frozen=True):
+    """An attempt that goes on under a new link, with the positions of its live data that are committed."""
+
+    prediction: str
+    attempt: int
+    started_at: int | None
+    output_items: int
+    log_bytes: int
+
+
+class LiveAttempt(msgspec.Struct, frozen=True):
+    """An attempt that has not ended; its lease moves with `renewals`."""
+
+    prediction: str
+    attempt: int
+    holder: str
+    renewals: int
+
+
+class AttemptState(msgspec.Struct, frozen=True):
+    """An attempt beside the state of its prediction."""
+
+    holder: str
+    renewals: int
+    started_at: int | None
+    ended_at: int | None
+    outcome: str | None
+    output_items: int
+    log_bytes: int
+    current: int
+    phase: str
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """A worker as listed; `busy` counts its occupied slots."""
+
+    id: str
+    account: str
+    name: str
+    node: str
+    link_epoch: int
+    state: str
+    offers: str
+    agent: str
+    connected_at: int
+    changed_at: int
+    busy: int
+
+
+class AttemptRow(msgspec.Struct, frozen=True):
+    """One try of a prediction, as clients may read it."""
+
+    attempt: int
+    holder: str
+    claimed_at: int
+    started_at: int | None
+    ended_at: int | None
+    outcome: str | None
+    reason: str | None
+    slot_freed_at: int | None
+
+
+def _keys(held: Sequence[AttemptKey]) -> str:
+    return msgspec.json.encode(held).decode()
+
+
+async def open_link(db: Database, link: Link, held: Sequence[AttemptKey]) -> tuple[int, list[HeldAttempt]] | None:
+    """Raise the worker's epoch and take over the listed attempts that are current; None: another account's id."""
+    key = {"worker": link.id, "held": _keys(held)}
+    try:
+        epoch, _, _, adopted, _ = await db.write(
+            Statement("open_link", msgspec.structs.asdict(link), needs="row"),
+            Statement("readopt_predictions", key),
+            Statement("drop_held_entries", {"held": key["held"]}),
+            Statement("adopt_attempts", key),
+            Statement("free_unlisted", {**key, "now": link.now}),
+        )
+    except Conflict:
+        return None
+    return epoch[0][0], [HeldAttempt(*row) for row in adopted]
+
+
+def close_link(worker: str, epoch: int, state: str, now: int) -> Statement:
+    """Return the statement that notes how a link ended (`away` or `offline`); a newer link is left alone."""
+    return Statement("close_link", {"id": worker, "epoch": epoch, "state": state, "now": now})
+
+
+def free_slots(worker: str, held: Sequence[AttemptKey], now: int) -> Statement:
+    """Return the statement that gives the slots of these attempts back."""
+    return Statement("free_slots", {"worker": worker, "held": _keys(held), "now": now})
+
+
+def renew(worker: str, epoch: int, held: Sequence[AttemptKey]) -> Statement:
+    """Return the statement that renews the leases of these attempts; its rows are those still wanted."""
+    return Statement("renew", {"worker": worker, "epoch": epoch, "held": _keys(held)})
+
+
+async def live_attempts(db: Database) -> list[LiveAttempt]:
+    """Return every attempt that has not ended."""
+    return [LiveAttempt(*row) for row in await db.read("live_attempts")]
+
+
+async def live_of(db: Database, worker: str, epoch: int | None = None) -> list[AttemptKey]:
+    """Return the attempts of a worker that have not ended; with `epoch`, none if it has opened a newer link since."""
+    return [(prediction, attempt) for prediction, attempt in await db.read("live_of", worker=worker, epoch=epoch)]
+
+
+async def get_attempt(db: Database, prediction: str, attempt: int) -> AttemptState | None:
+    """Return an attempt and where its prediction stands."""
+    rows = await db.read("get_attempt", prediction=prediction, attempt=attempt)
+    return AttemptState(*rows[0]) if rows else None
+
+
+async def list_attempts(db: Database, prediction: str) -> list[AttemptRow]:
+    """Return the tries of a prediction, first to last."""
+    return [AttemptRow(*row) for row in await db.read("list_attempts", prediction=prediction)]
+
+
+async def list_workers(db: Database, account: str | None, after: str, limit: int) -> list[WorkerRow]:
+    """Return workers by id; `account` None means all accounts."""
+    return [WorkerRow(*row) for row in await db.read("list_workers", account=account, after=after, limit=limit)]

@@ -1,0 +1,201 @@
+-- Every transition of a prediction is one compare-and-set on its phase and attempt.
+
+-- name: insert_prediction
+INSERT INTO predictions (
+    id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
+    webhook, webhook_events, stream_key
+) VALUES (
+    :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
+    :deadline, :input, :webhook, :webhook_events, :stream_key
+);
+
+-- name: insert_input_part
+INSERT INTO inputs (prediction, part, data) VALUES (:prediction, :part, :data);
+
+-- name: enqueue
+-- Returns no row if the prediction has left the queue's phase in the meantime.
+INSERT INTO queue_entries (prediction, queue, flow, priority, rank, avoid_worker, avoid_until)
+SELECT id, :queue, flow, priority, created_at, :avoid_worker, :avoid_until
+FROM predictions WHERE id = :prediction AND phase = 'queued';
+
+-- name: count_run
+UPDATE models SET run_count = run_count + 1 WHERE account = :catalog AND owner = :owner AND name = :name;
+
+-- name: claim_attempt
+-- The flows of the two queues by virtual time (two index scans, merged), and of the first that has an entry for this
+-- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker.
+INSERT INTO attempts (prediction, attempt, claim, queue, flow, holder, link_epoch, claimed_at)
+SELECT p.id, p.attempt + 1, :claim, e.queue, e.flow, :worker, :epoch, :now
+FROM (
+    SELECT queue, flow, virtual_time FROM flows WHERE queue = :model_queue AND waiting > 0
+    UNION ALL
+    SELECT queue, flow, virtual_time FROM flows WHERE queue = :version_queue AND waiting > 0
+    ORDER BY virtual_time LIMIT 16
+) AS best
+-- CROSS keeps the order of the loops, so that the first row is the best.
+CROSS JOIN queue_entries AS e ON e.queue = best.queue AND e.prediction = (
+    SELECT prediction FROM queue_entries
+    WHERE queue = best.queue AND flow = best.flow AND not_before IS NULL
+        AND (avoid_worker IS NULL OR avoid_worker <> :worker OR avoid_until <= :now)
+    ORDER BY priority, rank LIMIT 1)
+CROSS JOIN predictions AS p ON p.id = e.prediction AND p.phase = 'queued'
+WHERE EXISTS (SELECT 1 FROM workers WHERE id = :worker AND link_epoch = :epoch)
+LIMIT 1
+RETURNING prediction;
+
+-- name: assign_claimed
+UPDATE predictions SET
+    phase = 'assigned', attempt = attempt + 1, version = CASE WHEN pinned THEN version ELSE :version END
+WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL)
+RETURNING id, attempt, account, version, input, created_at;
+
+-- name: drop_claimed_entries
+DELETE FROM queue_entries
+WHERE prediction = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
+
+-- name: charge_flow
+UPDATE flows SET virtual_time = virtual_time + 1000000
+WHERE (queue, flow) = (
+    SELECT queue, flow FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
+
+-- name: finish_prediction
+-- Counts for the current attempt even when a rescuer has queued the prediction again and nobody has claimed it yet.
+UPDATE predictions SET
+    phase = 'ended', status = :status, completed_at = :completed_at,
+    started_at = coalesce(started_at, :started_at), output = :output, output_items = :output_items,
+    output_bytes = :output_bytes, logs = :logs, log_bytes = :log_bytes, error = :error, metrics = :metrics
+WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+    AND EXISTS (SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND holder = :worker)
+RETURNING id;
+
+-- name: end_prediction
+-- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
+UPDATE predictions SET
+    phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
+    log_bytes = :log_bytes, metrics = :metrics
+WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+RETURNING id;
+
+-- name: drop_entries
+DELETE FROM queue_entries WHERE prediction = :prediction;
+
+-- name: end_attempt
+UPDATE attempts SET
+    started_at = coalesce(started_at, :started_at), ended_at = coalesce(ended_at, :now),
+    outcome = coalesce(outcome, :outcome), reason = coalesce(reason, :reason),
+    slot_freed_at = CASE WHEN :slot_free THEN coalesce(slot_freed_at, :now) ELSE slot_freed_at END,
+    output_items = max(output_items, :output_items), log_bytes = max(log_bytes, :log_bytes)
+WHERE prediction = :prediction AND attempt = :attempt;
+
+-- name: requeue_prediction
+UPDATE predictions SET
+    phase = 'queued', strikes = strikes + :strike, started_at = coalesce(started_at, :started_at),
+    status = CASE WHEN coalesce(started_at, :started_at) IS NULL THEN 'starting' ELSE 'processing' END,
+    output_items = NULL, log_bytes = 0
+WHERE id = :prediction AND attempt = :attempt AND phase IN ('assigned', 'running')
+RETURNING id;
+
+-- name: append_chunks
+-- `chunks` is a JSON array of [prediction, attempt, kind, position, data]; a repeated position changes nothing.
+INSERT INTO chunks (prediction, attempt, kind, position, data)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(:chunks) WHERE true
+ON CONFLICT DO NOTHING;
+
+-- name: checkpoint_attempts
+-- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes].
+UPDATE attempts SET
+    started_at = coalesce(attempts.started_at, c.started_at),
+    output_items = max(attempts.output_items, coalesce(c.output_items, 0)), log_bytes = max(attempts.log_bytes, c.log_bytes)
+FROM (
+    SELECT value ->> 0 AS prediction, value ->> 1 AS attempt, value ->> 2 AS started_at, value ->> 3 AS output_items,
+        value ->> 4 AS log_bytes
+    FROM json_each(:attempts)
+) AS c
+WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND attempts.ended_at IS NULL;
+
+-- name: checkpoint_predictions
+UPDATE predictions SET
+    phase = 'running', status = 'processing', started_at = coalesce(predictions.started_at, c.started_at),
+    output_items = c.output_items, log_bytes = c.log_bytes
+FROM (
+    SELECT value ->> 0 AS prediction, value ->> 1 AS attempt, value ->> 2 AS started_at, value ->> 3 AS output_items,
+        value ->> 4 AS log_bytes
+    FROM json_each(:attempts)
+) AS c
+WHERE predictions.id = c.prediction AND predictions.attempt = c.attempt AND predictions.phase IN ('assigned', 'running');
+
+-- name: put_result
+INSERT INTO chunks (prediction, attempt, kind, position, data)
+SELECT :prediction, :attempt, 'result', :position, :data
+WHERE EXISTS (
+    SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND holder = :worker
+        AND ended_at IS NULL)
+ON CONFLICT (prediction, attempt, kind, position) DO UPDATE SET data = excluded.data
+RETURNING position;
+
+-- name: drop_results
+DELETE FROM chunks WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
+
+-- name: result_bytes
+SELECT coalesce(max(position + length(CAST(data AS BLOB))), 0) FROM chunks
+WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
+
+-- name: get_prediction
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions WHERE id = :id;
+
+-- name: list_predictions
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_predictions_by_status
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND status = :status AND id < :before AND id > :after
+    AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_predictions_by_model
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND model = :model AND (:status IS NULL OR status = :status)
+    AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_predictions_upwards
+-- The page before a cursor: the nearest newer ones, oldest first.
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND (:status IS NULL OR status = :status) AND (:model IS NULL OR model = :model)
+    AND id > :after AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id LIMIT :limit;
+
+-- name: input_parts
+SELECT prediction, data FROM inputs WHERE prediction IN (SELECT value FROM json_each(:predictions))
+ORDER BY prediction, part;
+
+-- name: read_chunks
+-- `attempts` is a JSON array of [prediction, attempt].
+SELECT c.prediction, c.attempt, c.kind, c.position, c.data
+FROM json_each(:attempts) AS wanted
+JOIN chunks AS c ON c.prediction = wanted.value ->> 0 AND c.attempt = wanted.value ->> 1
+ORDER BY c.prediction, c.kind, c.position;
+
+-- name: ready_queues
+SELECT DISTINCT queue FROM flows WHERE waiting > 0;
+
+-- name: list_attempts
+SELECT attempt, holder, claimed_at, started_at, ended_at, outcome, reason, slot_freed_at
+FROM attempts WHERE prediction = :prediction ORDER BY attempt;

@@ -1,0 +1,167 @@
+"""The parts without I/O: progress, order of files, shapes of outputs, data URLs, cog.yaml."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cogflare.agent.runners.base import Log, Metric, Output, SetupFailed
+from cogflare.agent.runners.cogyaml import read_config
+from cogflare.agent.runners.inbox import Inbox, in_order
+from cogflare.agent.runners.outputs import OutputFiles, OutputShape, decode_data_url
+from cogflare.agent.runners.progress import Progress
+from support.runners import MemorySink
+
+
+def progress() -> Progress:
+    return Progress(is_iterator=True, arrange=lambda items, final: items)
+
+
+def test_snapshots_become_differences():
+    run = progress()
+    assert run.snapshot({"logs": "a\n", "output": ["x"]}, final=False) == [Log("a\n"), Output(0, "x")]
+    assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}, final=True) == [Log("b\n"), Output(1, "y")]
+
+
+def test_a_snapshot_that_was_overtaken_says_nothing():
+    run = progress()
+    run.snapshot({"logs": "a\nb\n", "output": ["x", "y"], "metrics": {}}, final=False)
+    assert run.snapshot({"logs": "a\n", "output": ["x"], "metrics": {}}, final=False) == []
+
+
+def test_old_servers_leave_fields_empty():
+    assert progress().snapshot({"logs": None, "output": None, "metrics": None}, final=True) == []
+
+
+def test_a_stream_that_begins_again_is_not_said_again():
+    run = progress()
+    for _ in range(2):
+        run.stream_begins()
+        said = run.stream("log", {"source": "stdout", "data": "a\n"}) + run.stream("output", {"chunk": "x", "index": 0})
+    assert said == []
+    assert run.stream("log", {"source": "stdout", "data": "b\n"}) == [Log("b\n")]
+    assert run.stream("output", {"chunk": "y", "index": 1}) == [Output(1, "y")]
+    assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}, final=True) == []
+
+
+def test_a_stream_with_a_gap_waits_for_a_snapshot():
+    run = progress()
+    assert run.stream("output", {"chunk": "z", "index": 2}) == []
+    assert run.snapshot({"output": ["x", "y", "z"]}, final=False) == [Output(0, "x"), Output(1, "y"), Output(2, "z")]
+
+
+def test_metrics_are_values_not_differences():
+    run = progress()
+    run.stream_begins()
+    assert run.stream("metric", {"name": "n", "value": 2, "mode": "incr"}) == [Metric("n", 2)]
+    assert run.stream("metric", {"name": "n", "value": 3, "mode": "incr"}) == [Metric("n", 5)]
+    assert run.stream("metric", {"name": "l", "value": 1, "mode": "append"}) == [Metric("l", [1])]
+    assert run.snapshot({"metrics": {"n": 5, "l": [1], "predict_time": 0.1}}, final=True) == []
+
+
+def test_bursts_are_ordered_by_the_numbers_in_like_names():
+    assert in_order([("out-10.png", 0), ("out-9.png", 1)]) == [("out-9.png", 1), ("out-10.png", 0)]
+    assert in_order([("tmpx.png", 0), ("tmpa.png", 1)]) == [("tmpx.png", 0), ("tmpa.png", 1)]
+
+
+@pytest.mark.anyio
+async def test_an_unfinished_list_of_files_stops_at_the_first_gap():
+    inbox = Inbox("p1", lambda body: None)
+    places = [inbox.arrives(f"{number}.png") for number in range(3)]
+    stored = asyncio.get_running_loop().create_task(asyncio.sleep(0, "ref"))
+    for receipt, place in zip("abc", places, strict=True):
+        inbox.keep(receipt, await place, stored)
+    files = OutputFiles(OutputShape(None), inbox, MemorySink())
+    assert files.arrange(["c", "a"], False) == ["a"]
+    assert files.arrange(["c", "a", "b"], False) == ["a", "b", "c"]
+    assert files.arrange(["c", "a"], True) == ["a", "c"]
+    await inbox.close()
+
+
+URI = {"type": "string", "format": "uri"}
+
+
+def document(output: dict[str, object]) -> dict[str, object]:
+    return {"components": {"schemas": {"Output": output, "Picture": URI}}}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("schema", "wrap"),
+    [
+        (URI, lambda file: file),
+        ({"$ref": "#/components/schemas/Picture"}, lambda file: file),
+        ({"allOf": [{"$ref": "#/components/schemas/Picture"}]}, lambda file: file),
+        ({"anyOf": [{"type": "object"}, URI]}, lambda file: file),
+        ({"type": "array", "items": URI}, lambda file: [file, file]),
+        ({"type": "object", "properties": {"a": {"type": "array", "items": URI}}}, lambda file: {"a": [file]}),
+        ({"type": "object", "additionalProperties": URI}, lambda file: {"any": file}),
+    ],
+)
+async def test_data_urls_are_files_where_the_schema_says_so(schema, wrap):
+    sink = MemorySink()
+    files = OutputFiles(OutputShape(document(schema)), Inbox("p1", lambda body: None), sink)
+    placed = await files.whole(wrap("data:image/png;base64,AAE="))
+    assert "data:" not in str(placed)
+    assert set(sink.files.values()) == {b"\x00\x01"}
+    assert {(id, kind, size) for id, _, kind, size in sink.puts} == {("p1", "image/png", 2)}
+    assert all(name.endswith(".png") for _, name, _, _ in sink.puts)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "object", "properties": {}}])
+async def test_other_text_stays_as_it_is(schema):
+    sink = MemorySink()
+    files = OutputFiles(OutputShape(document(schema)), Inbox("p1", lambda body: None), sink)
+    assert await files.whole("data:text/plain,hello") == "data:text/plain,hello"
+    assert sink.puts == []
+
+
+@pytest.mark.anyio
+async def test_a_broken_data_url_stays_as_the_model_said_it():
+    files = OutputFiles(OutputShape(document(URI)), Inbox("p1", lambda body: None), MemorySink())
+    assert await files.whole("data:image/png;base64,%%%") == "data:image/png;base64,%%%"
+
+
+def test_data_urls_are_decoded():
+    assert decode_data_url("data:text/plain;charset=utf-8,a%20b") == ("text/plain", b"a b")
+    assert decode_data_url("data:;base64,AAE=") == ("text/plain", b"\x00\x01")
+    with pytest.raises(ValueError, match="comma"):
+        decode_data_url("data:nothing")
+
+
+def write_model(folder, yaml: str, source: str = "") -> None:
+    (folder / "cog.yaml").write_text(yaml)
+    (folder / "predict.py").write_text(source)
+
+
+def test_slots_come_from_the_decorator(tmp_path):
+    source = "class Runner:\n    @cog.concurrent(max=4)\n    async def run(self): ...\n"
+    write_model(tmp_path, 'run: "predict.py:Runner"\n', source)
+    assert read_config(tmp_path, None).slots == 4
+    assert read_config(tmp_path, 2).slots == 2
+
+
+def test_slots_come_from_cog_yaml(tmp_path):
+    write_model(tmp_path, 'predict: "predict.py:Predictor"\nconcurrency:\n  max: 3\n', "not python (")
+    assert read_config(tmp_path, None).slots == 3
+
+
+def test_the_build_section_is_read(tmp_path):
+    (tmp_path / "needs.txt").write_text("numpy\n")
+    build = (
+        'build:\n  python_version: "3.12"\n  python_requirements: needs.txt\n'
+        "  python_packages: [pillow==12.0.0]\n  system_packages: [ffmpeg]\n"
+    )
+    write_model(tmp_path, build + 'predict: "predict.py:Predictor"\n')
+    config = read_config(tmp_path, None)
+    assert (config.python, config.packages, config.requirements) == ("3.12", ("pillow==12.0.0",), "numpy\n")
+    assert config.unmet == ("system_packages: ['ffmpeg']",)
+
+
+@pytest.mark.parametrize("yaml", ["[]", "build: {}\n", "run: [", "build: text\nrun: a.py\n"])
+def test_a_bad_cog_yaml_fails_the_setup(tmp_path, yaml):
+    write_model(tmp_path, yaml)
+    with pytest.raises(SetupFailed):
+        read_config(tmp_path, None)

@@ -1,0 +1,178 @@
+"""An engine on a real store, with workers that speak the real protocol but need no socket and no model."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, Raw
+
+from cogflare.domain.ids import new_id
+from cogflare.engine.accounts import Accounts
+from cogflare.engine.catalog import Catalog
+from cogflare.engine.dispatcher import Dispatcher
+from cogflare.engine.leases import Leases
+from cogflare.engine.links import Fleet, Link, LinkTimes
+from cogflare.engine.predictions import Order, Predictions
+from cogflare.engine.service import Checkpoints, Tasks
+from cogflare.engine.views import PredictionView
+from cogflare.engine.waiters import Waiters
+from cogflare.protocol.agent_end import AgentEnd
+from cogflare.protocol.codec import server_frames
+from cogflare.protocol.messages import PONG, Answer, Assign, Cancel, Finish, Offer, ServerMessage
+from cogflare.store.base import Database
+from cogflare.store.catalog import Caller
+
+VERSION = "a" * 64
+_decoder = server_frames()
+TIMES = LinkTimes(heartbeat_s=0.2, silence_s=1.0, close_grace_s=0.2, lease_s=0.8)
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    def wall(self) -> int:
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class Rig:
+    """One node's engine."""
+
+    def __init__(self, db: Database, node: str = "node", times: LinkTimes = TIMES) -> None:
+        self.db = db
+        self.clock = SystemClock()
+        self.tasks = Tasks()
+        self.accounts = Accounts(db, self.clock)
+        self.catalog = Catalog(db, self.clock)
+        self.dispatcher = Dispatcher(db, self.clock, self.tasks.spawn)
+        self.predictions = Predictions(db, self.clock, self.catalog, self.dispatcher, Waiters(), max_strikes=3)
+        self.fleet = Fleet(
+            db,
+            self.clock,
+            self.accounts,
+            self.catalog,
+            self.dispatcher,
+            self.predictions,
+            times,
+            node,
+            "test",
+            self.tasks.spawn,
+        )
+        self.leases = Leases(db, self.clock, self.fleet, self.predictions, times)
+        self.checkpoints = Checkpoints(db, self.predictions)
+
+    async def caller(self, name: str, kind: str = "api") -> Caller:
+        """Return the caller of a new token of an account (made if new)."""
+        created = await self.accounts.create(name, kind, "test")
+        assert created is not None
+        caller = await self.accounts.caller(created.secret)
+        assert caller is not None
+        return caller
+
+    async def worker(self, account: str = "ada", slots: int = 1, schema: bytes | None = None) -> "RigWorker":
+        """Connect a new worker of the account that offers ada/noop."""
+        worker = RigWorker(self, await self.caller(account, "worker"), slots, schema)
+        await worker.connect()
+        return worker
+
+    async def create(self, caller: Caller, model: str = "ada/noop", hold_s: float | None = None) -> PredictionView:
+        """Create a prediction with an empty input."""
+        return await self.predictions.create(caller, Order(b"{}", {}, model), hold_s)
+
+    async def settle(self) -> None:
+        """Wait until nothing happens in the background any more."""
+        await self.tasks.settle(10)
+        await asyncio.sleep(0)
+
+
+@dataclass
+class RigWorker:
+    """A worker whose model is the test itself: assignments queue up, and methods answer them."""
+
+    rig: Rig
+    caller: Caller
+    slots: int
+    schema: bytes | None = None
+    assigned: "asyncio.Queue[Assign]" = field(default_factory=asyncio.Queue)
+    heard: list[ServerMessage] = field(default_factory=list)
+    closed: tuple[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        schema = UNSET if self.schema is None else Raw(self.schema)
+        offer = Offer("ada", "noop", VERSION, self.slots, schema, "0.16.0")
+        identity = new_id(self.rig.clock.wall())
+        self.end = AgentEnd(identity, identity, "rig", [offer], {})
+        self.link: Link | None = None
+        self.answers: dict[tuple[str, int], asyncio.Future[str]] = {}
+        self.canceled: set[tuple[str, int]] = set()
+
+    async def connect(self, rig: Rig | None = None) -> None:
+        """Open a link to a node, as after a (re)connect."""
+        self.link = (rig or self.rig).fleet.open(self.caller, self)
+        self.closed = None
+        for frame in self.end.connected():
+            await self.link.receive(frame)
+        await self.pump()
+
+    async def disconnect(self) -> None:
+        """Lose the socket, without a goodbye."""
+        assert self.link is not None
+        link, self.link = self.link, None
+        self.end.disconnected()
+        await link.closed()
+
+    def send(self, frames: Sequence[str]) -> None:
+        """Take what the server sends (this object is the link's port)."""
+        for frame in frames:
+            for message in [] if frame == PONG else _decoder.decode(frame):
+                if isinstance(message, Answer):
+                    answer = self.answers.get((message.prediction, message.attempt))
+                    if answer is not None and not answer.done():
+                        answer.set_result(message.verdict)
+            for message in self.end.receive(frame, self.rig.clock.monotonic()):
+                self.heard.append(message)
+                if isinstance(message, Assign):
+                    self.assigned.put_nowait(message)
+                elif isinstance(message, Cancel):
+                    self.canceled.add((message.prediction, message.attempt))
+
+    def close(self, code: int, reason: str) -> None:
+        """Note that the server closed the socket."""
+        self.closed = (code, reason)
+
+    async def pump(self) -> None:
+        """Send what is queued to the server."""
+        if self.link is not None:
+            for frame in self.end.take_frames():
+                await self.link.receive(frame)
+
+    async def heartbeat(self) -> None:
+        """Renew what is held."""
+        assert self.link is not None
+        await self.link.receive(self.end.heartbeat())
+        await self.rig.settle()
+
+    async def next(self) -> Assign:
+        """Return the next assignment."""
+        return await asyncio.wait_for(self.assigned.get(), 5)
+
+    async def start(self, work: Assign) -> tuple[str, int]:
+        """Begin to run an assignment."""
+        key = (work.prediction, work.attempt)
+        self.end.started(key, self.rig.clock.monotonic(), self.rig.clock.monotonic())
+        await self.pump()
+        return key
+
+    async def finish(self, key: tuple[str, int], output: bytes = b'"done"', **fields: object) -> str:
+        """End an attempt and return the server's verdict."""
+        self.answers[key] = asyncio.get_running_loop().create_future()
+        status = fields.pop("status", "succeeded")
+        finish = Finish(*key, status, output=Raw(output), slot_free=True, **fields)  # type: ignore[arg-type]
+        self.end.finish(finish, self.rig.clock.monotonic())
+        await self.pump()
+        if key not in self.end.kept and not self.answers[key].done():
+            return "unwanted"
+        return await asyncio.wait_for(self.answers[key], 5)

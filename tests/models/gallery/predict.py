@@ -1,0 +1,16 @@
+"""Returns a plain list of files of very different sizes, so that their uploads would end in another order."""
+
+from tempfile import mkdtemp
+
+from cog import BaseRunner, Input, Path
+
+
+class Runner(BaseRunner):
+    def run(self, count: int = Input(description="How many files", default=6, ge=0, le=20)) -> list[Path]:
+        return [write(number) for number in range(count)]
+
+
+def write(number: int) -> Path:
+    path = Path(mkdtemp()) / f"picture{number}.png"
+    path.write_bytes(bytes([number]) * (1 if number % 2 else 300_000))
+    return path

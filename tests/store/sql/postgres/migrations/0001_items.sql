@@ -1,0 +1,6 @@
+CREATE TABLE items (
+    id TEXT NOT NULL PRIMARY KEY,
+    n BIGINT NOT NULL CHECK (n >= 0),
+    body TEXT
+);
+CREATE TABLE notes (item TEXT NOT NULL REFERENCES items (id), n BIGINT NOT NULL);

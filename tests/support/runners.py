@@ -1,0 +1,51 @@
+"""What the runners' tests hold in their hands: the test models, a sink, a runner that is set up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from cogflare.agent.runners.base import Event, Job, Offer, Runner
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+def family(pid: int) -> list[int]:
+    """The processes below that one."""
+    children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return [member for child in map(int, children) for member in [child, *family(child)]]
+
+
+class MemorySink:
+    """An upload sink that keeps files in memory, under references that no server hands out."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.puts: list[tuple[str, str, str, int | None]] = []
+        self.failure: Exception | None = None
+
+    async def put(
+        self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes], size: int | None
+    ) -> str:
+        if self.failure:
+            raise self.failure
+        content = b"".join([chunk async for chunk in body])
+        self.puts.append((prediction_id, filename, content_type, size))
+        reference = f"stored:{len(self.puts)}:{filename}"
+        self.files[reference] = content
+        return reference
+
+
+class Rig:
+    """A runner that is set up, with its sink and what its setup logged."""
+
+    def __init__(self, runner: Runner, sink: MemorySink) -> None:
+        self.runner, self.sink = runner, sink
+        self.setup_log: list[str] = []
+        self.offer: Offer | None = None
+
+    async def events(self, input: dict[str, object], id: str = "p1", attempt: int = 1) -> list[Event]:
+        return [event async for event in self.runner.run(Job(id=id, attempt=attempt, input=input))]
+
+
+Rigger = Callable[..., Awaitable[Rig]]
