@@ -22,14 +22,14 @@ LATENT = 8
 WIDTH = 40
 DEPTH = 5
 
-# Each palette is a cosine gradient: offset, amplitude, frequency and phase of red, green and blue.
+# The colours of each palette, from one end of its gradient to the other.
 PALETTES = {
-    "aurora": ((0.42, 0.52, 0.55), (0.38, 0.42, 0.38), (1.0, 0.9, 0.8), (0.62, 0.32, 0.12)),
-    "ember": ((0.56, 0.36, 0.30), (0.44, 0.36, 0.30), (0.9, 0.9, 0.8), (0.02, 0.12, 0.24)),
-    "lagoon": ((0.38, 0.54, 0.60), (0.34, 0.38, 0.36), (0.8, 0.9, 1.0), (0.52, 0.40, 0.30)),
-    "orchid": ((0.58, 0.42, 0.58), (0.40, 0.36, 0.38), (1.0, 0.8, 0.9), (0.00, 0.22, 0.82)),
-    "meadow": ((0.50, 0.54, 0.36), (0.40, 0.38, 0.32), (0.9, 0.8, 0.8), (0.14, 0.04, 0.30)),
-    "moonlight": ((0.46, 0.49, 0.55), (0.42, 0.42, 0.42), (0.9, 0.9, 0.9), (0.52, 0.50, 0.46)),
+    "aurora": ("0b1036", "1f3d7a", "1fa89b", "8fe3a6", "f4f0c0", "e58ab5", "5b2a86"),
+    "ember": ("14080e", "5a1226", "c23b22", "f58f3c", "ffd98a", "fff4dc", "7a3b5e"),
+    "lagoon": ("031c2b", "07506b", "12939a", "6fd6c2", "f2efd2", "f6a96c", "1b3a5c"),
+    "orchid": ("1d0b2e", "5b1f69", "b53d84", "f08aa0", "fde2d4", "a7c5eb", "3a3f8f"),
+    "meadow": ("10251c", "2f5d3a", "86a84a", "e7d77a", "fbf3d6", "e79a6b", "6b3f4a"),
+    "moonlight": ("070b1a", "1a2a4f", "4b6a9b", "a9bfd9", "f5f3ea", "c9b48a", "3b2f46"),
 }
 
 
@@ -93,24 +93,27 @@ def latent_of(prompt: str) -> np.ndarray:
     return np.sum(vectors, axis=0) / len(vectors) ** 0.5
 
 
-def paint(network: Network, palette: tuple[tuple[float, ...], ...], width: int, height: int) -> np.ndarray:
+def paint(network: Network, palette: tuple[str, ...], width: int, height: int) -> np.ndarray:
     """The picture as height x width x 3 values in 0..1."""
     scale = 1.6 / min(width, height)
     rows = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) * 2 * scale
     columns = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) * 2 * scale
     bands = [network(*np.meshgrid(columns, band)) for band in np.array_split(rows, max(1, height // 64))]
     hue, rise, glow = np.moveaxis(np.concatenate(bands), -1, 0)
-    colour = gradient(palette, 0.5 + 0.5 * hue + 0.12 * rise)
-    colour *= (0.62 + 0.38 * glow)[..., None]
+    # Fine strands along the heights make it silk rather than plastic.
+    colour = gradient(palette, 0.5 + 0.46 * hue + 0.05 * glow + 0.035 * np.sin(21 * rise + 9 * hue))
+    colour *= (0.86 + 0.22 * glow)[..., None]
     colour = lit(colour, rise, 2 * scale)
     vignette = 1 - 0.16 * np.clip(np.hypot(*np.meshgrid(columns, rows)) - 0.9, 0, None) ** 2
     return np.clip(colour * vignette[..., None], 0, 1) ** 0.92
 
 
-def gradient(palette: tuple[tuple[float, ...], ...], place: np.ndarray) -> np.ndarray:
-    """The palette's colours at those places (0..1)."""
-    offset, amplitude, frequency, phase = (np.array(part, dtype=np.float32) for part in palette)
-    return offset + amplitude * np.cos(2 * np.pi * (frequency * place[..., None] + phase))
+def gradient(palette: tuple[str, ...], place: np.ndarray) -> np.ndarray:
+    """The palette's colours at those places (0..1), mixed as light mixes rather than as bytes do."""
+    stops = np.array([list(bytes.fromhex(stop)) for stop in palette], dtype=np.float32) / 255
+    places = np.linspace(0, 1, len(stops))
+    channels = [np.interp(place, places, stops[:, channel] ** 2.0) for channel in range(3)]
+    return np.sqrt(np.stack(channels, axis=-1)).astype(np.float32)
 
 
 def lit(colour: np.ndarray, rise: np.ndarray, step: float) -> np.ndarray:
@@ -119,7 +122,7 @@ def lit(colour: np.ndarray, rise: np.ndarray, step: float) -> np.ndarray:
     length = np.sqrt(1 + 0.35 * (down**2 + right**2))
     facing = (0.62 - 0.30 * right - 0.36 * down) / length
     highlight = np.clip(facing, 0, 1.4) ** 14 * 0.22
-    return colour * (0.66 + 0.52 * np.clip(facing, -0.3, 1.2))[..., None] + highlight[..., None]
+    return colour * (0.70 + 0.50 * np.clip(facing, -0.3, 1.2))[..., None] + highlight[..., None]
 
 
 def enlarge(canvas: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -4,14 +4,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.routing import Router
-
 from cogflare import __version__
 from cogflare.api import admin, catalog, files, predictions, work
 from cogflare.api.context import Api
 from cogflare.api.gateway import Gateway
 from cogflare.api.origin import TrustedProxies, check_public_url
-from cogflare.api.routing import Application, missing
+from cogflare.api.routing import Application, table
 from cogflare.blobs.local import LocalBlobStore
 from cogflare.engine.accounts import Accounts
 from cogflare.engine.catalog import Catalog
@@ -91,5 +89,4 @@ def build(settings: Settings) -> Runtime:
         *catalog.routes(api),
         *admin.routes(api),
     ]
-    router = Router(routes, redirect_slashes=False, default=missing)
-    return Runtime(settings, db, engine, accounts, clock, Application(api, router, Gateway(fleet)))
+    return Runtime(settings, db, engine, accounts, clock, Application(api, table(routes), Gateway(fleet)))

@@ -3,13 +3,15 @@
 Clients do not agree on where the API's `/v1` belongs, so `/v1`, `/` and `/v1/v1` are one and the same tree.
 """
 
+from collections.abc import Awaitable, Callable, Sequence
+
 import structlog
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogflare.api import problems
 from cogflare.api.auth import authenticate, authorize
@@ -141,7 +143,22 @@ def _routing(error: HTTPException, scope: Scope) -> Problem:
     return problems.not_found() if error.status_code == 404 else problems.bad_request(error.detail)
 
 
-async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+def table(routes: Sequence[Route]) -> Router:
+    """Return the router of these routes, without Starlette's error handling around each: errors end up in one place."""
+    for route in routes:
+        route.app = _direct(route.endpoint)
+    return Router(routes, redirect_slashes=False, default=_missing)
+
+
+def _direct(endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return app
+
+
+async def _missing(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer what no route takes."""
     response: Response = problems.not_found().response()
     await response(scope, receive, send)

@@ -1,9 +1,9 @@
 """The API as the commands see it: one small HTTP client whose every error says what to do next.
 
-    click.ClickException
-    └── ApiError            exit code 2: the server answered, and refused
-        ├── NotFound        404
-        └── Unreachable     exit code 1: no usable answer; what was asked may or may not have happened
+click.ClickException
+└── ApiError            exit code 2: the server answered, and refused
+    ├── NotFound        404
+    └── Unreachable     exit code 1: no usable answer; what was asked may or may not have happened
 """
 
 import functools
@@ -16,7 +16,7 @@ import httpx2
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 _TIMEOUT = httpx2.Timeout(30, connect=5)
-_NO_TOKEN = (
+_TOKENLESS = (
     "this server wants a token: set COGFLARE_TOKEN to one (`cogflare serve` shows an admin token at its first start,"
     " `cogflare tokens create` makes others)"
 )
@@ -117,7 +117,7 @@ class Client:
     def _refusal(self, status: int, detail: str) -> ApiError:
         if status == 401:
             hint = "the server does not know this token, or it has expired: check COGFLARE_TOKEN or --token"
-            return ApiError(hint if self._has_token else _NO_TOKEN, status)
+            return ApiError(hint if self._has_token else _TOKENLESS, status)
         if status == 403:
             return ApiError(f"{detail} This takes another token: check COGFLARE_TOKEN or --token.", status)
         if status == 404:

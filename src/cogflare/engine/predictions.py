@@ -4,7 +4,6 @@ Each transition is one unit with a compare-and-set on (phase, attempt); whoever 
 on this node are answered from memory (`lives`); everything else from the store.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
 from cogflare.engine.live import Live
 from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_live
-from cogflare.engine.waiters import Ended, Waiters
+from cogflare.engine.waiters import Ended, Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
 from cogflare.store import catalog as catalog_store
 from cogflare.store import fleet
@@ -101,12 +100,12 @@ class Predictions:
         )
         if hold_s is None:
             return await self._insert(new)
-        future = self._waiters.join(new.id)
+        waiter = self._waiters.join(new.id)
         try:
             created = await self._insert(new)
-            return await self._hold(created, future, hold_s)
+            return await self._hold(created, waiter, hold_s)
         finally:
-            self._waiters.leave(new.id)
+            self._waiters.leave(new.id, waiter)
 
     async def get(self, account: str, prediction: str) -> PredictionView:
         """Return a prediction as it stands now; raises `NotFound`."""
@@ -257,19 +256,16 @@ class Predictions:
         """Return the view of a prediction whose create on this node claimed it at once."""
         return self._new.get(prediction)
 
-    async def _hold(
-        self, created: PredictionView, future: asyncio.Future[Ended | None], hold_s: float
-    ) -> PredictionView:
+    async def _hold(self, created: PredictionView, waiter: Waiter, hold_s: float) -> PredictionView:
         deadline = self._clock.monotonic() + hold_s
         while (left := deadline - self._clock.monotonic()) > 0:
-            done, _ = await asyncio.wait([future], timeout=min(left, _LOOK_AGAIN_S))
-            ended = future.result() if done else None
-            if ended is not None and ended.complete:
-                return view_ended(created, ended)
+            woken = await waiter.wait(min(left, _LOOK_AGAIN_S))
+            if waiter.ended is not None and waiter.ended.complete:
+                return view_ended(created, waiter.ended)
             found = await self._read(created.account, created.id)
             if found.is_ended:
                 return found
-            if done:
+            if woken:
                 break
         return created
 

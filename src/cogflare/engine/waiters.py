@@ -22,37 +22,66 @@ class Ended(msgspec.Struct, frozen=True):
     complete: bool = True
 
 
-class Waiters:
-    """Futures by prediction; each resolves with what is known of the end, or None if the store has to be asked."""
+class Waiter:
+    """One place in the queue of those who wait for a prediction. `ended` is what the waker knew, if anything."""
+
+    __slots__ = ("_future", "ended", "is_woken")
 
     def __init__(self) -> None:
-        self._futures: dict[str, asyncio.Future[Ended | None]] = {}
-        self._counts: dict[str, int] = {}
+        self._future: asyncio.Future[None] | None = None
+        self.ended: Ended | None = None
+        self.is_woken = False
 
-    def join(self, prediction: str) -> asyncio.Future[Ended | None]:
-        """Return the future of this prediction's end; pair each call with `leave`."""
-        self._counts[prediction] = self._counts.get(prediction, 0) + 1
-        future = self._futures.get(prediction)
-        if future is None:
-            future = self._futures[prediction] = asyncio.get_running_loop().create_future()
-        return future
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait to be woken; returns False when the time is over first."""
+        if not self.is_woken:
+            loop = asyncio.get_running_loop()
+            self._future = future = loop.create_future()
+            timer = loop.call_later(timeout_s, _resolve, future)
+            try:
+                await future
+            finally:
+                timer.cancel()
+        return self.is_woken
 
-    def leave(self, prediction: str) -> None:
+    def wake(self, ended: Ended | None) -> None:
+        """Let `wait` return."""
+        self.is_woken = True
+        self.ended = self.ended or ended
+        if self._future is not None:
+            _resolve(self._future)
+
+
+class Waiters:
+    """Those who wait, by prediction."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[str, list[Waiter]] = {}
+
+    def join(self, prediction: str) -> Waiter:
+        """Return a new place; give it up with `leave`."""
+        waiter = Waiter()
+        self._waiters.setdefault(prediction, []).append(waiter)
+        return waiter
+
+    def leave(self, prediction: str, waiter: Waiter) -> None:
         """Give up a place got by `join`."""
-        left = self._counts[prediction] - 1
-        if left:
-            self._counts[prediction] = left
-            return
-        del self._counts[prediction]
-        self._futures.pop(prediction).cancel()
+        waiters = self._waiters[prediction]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiters[prediction]
 
     def wake(self, prediction: str, ended: Ended | None = None) -> None:
         """Tell those who wait that the prediction has ended."""
-        future = self._futures.get(prediction)
-        if future is not None and not future.done():
-            future.set_result(ended)
+        for waiter in self._waiters.get(prediction, ()):
+            waiter.wake(ended)
 
     def wake_all(self) -> None:
         """Tell everybody to look for themselves: this node is about to stop."""
-        for prediction in list(self._futures):
+        for prediction in list(self._waiters):
             self.wake(prediction)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

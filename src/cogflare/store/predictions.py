@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.domain.phases import Phase, Status
-from cogflare.store.base import Database, Row, Statement
+from cogflare.store.base import Database, Row, Statement, Value
 
 INLINE_BYTES = 8_192  # a larger input, output or log lies apart from the prediction's row
 PART_BYTES = 256_000
@@ -233,6 +233,7 @@ def finish(ending: Ending, chunks: Sequence[Chunk]) -> list[Statement]:
             slot_free=slot_free,
             output_items=ending.output_items or 0,
             log_bytes=ending.log_bytes,
+            overrules=True,
         )
     )
     if has_files:
@@ -251,8 +252,12 @@ def end_attempt(
     slot_free: bool = False,
     output_items: int = 0,
     log_bytes: int = 0,
+    overrules: bool = False,
 ) -> Statement:
-    """Return the statement that ends an attempt; what an earlier one recorded stays."""
+    """Return the statement that ends an attempt; what an earlier one recorded stays.
+
+    `overrules`: the holder itself says how it ended, so that a loss on record was a mistake.
+    """
     return Statement(
         "end_attempt",
         {
@@ -265,6 +270,7 @@ def end_attempt(
             "slot_free": slot_free,
             "output_items": output_items,
             "log_bytes": log_bytes,
+            "overrules": overrules,
         },
     )
 
@@ -317,11 +323,12 @@ def append_chunks(chunks: Sequence[Chunk]) -> Statement:
 def checkpoint(points: Sequence[Checkpoint], chunks: Sequence[Chunk]) -> list[Statement]:
     """Return the statements that commit live data of running attempts."""
     attempts = _text(points)
+    # Whoever locks both takes the prediction first.
     statements = [
-        Statement("checkpoint_attempts", {"attempts": attempts}),
         Statement("checkpoint_predictions", {"attempts": attempts}),
+        Statement("checkpoint_attempts", {"attempts": attempts}),
     ]
-    return [append_chunks(chunks), *statements] if chunks else statements
+    return [*statements, append_chunks(chunks)] if chunks else statements
 
 
 async def get(db: Database, prediction: str) -> PredictionRow | None:
@@ -366,7 +373,7 @@ def is_ended(row: PredictionRow) -> bool:
 
 
 def _row(row: Row) -> PredictionRow:
-    return PredictionRow(*row)
+    return PredictionRow(*row[:5], bool(row[5]), *row[6:-1], bool(row[-1]))
 
 
 def raw(text: str) -> Raw:
@@ -377,12 +384,15 @@ def raw(text: str) -> Raw:
 async def held_attempt(db: Database, prediction: str, attempt: int, worker: str, account: str) -> bool | None:
     """Say whether this worker of this account holds the attempt now; None if it was never given it."""
     rows = await db.read("held_attempt", prediction=prediction, attempt=attempt, worker=worker, account=account)
-    return rows[0] == (None, attempt) if rows else None
+    if not rows:
+        return None
+    ended_at, current = rows[0]
+    return ended_at is None and current == attempt
 
 
 async def put_result(db: Database, prediction: str, attempt: int, worker: str, text: str) -> None:
     """Store an output that is too large for a frame, in place of an earlier one; `Conflict` if the attempt is over."""
-    key = {"prediction": prediction, "attempt": attempt}
+    key: dict[str, Value] = {"prediction": prediction, "attempt": attempt}
     statements = [Statement("drop_results", key)]
     position = 0
     for part in cut(text):

@@ -55,6 +55,8 @@ class CogHttpRunner:
             await server.close()
             raise
         shape = OutputShape(schema)
+        if shape.has_files and not health.is_coglet:
+            log("This Cog server is older than 0.17: its files get out only if it was started with --upload-url\n")
         self._driver = CogDriver(server, self._receiver, self._sink, shape, health, self._slots, self._broken)
         return Offer(
             owner=self._owner,

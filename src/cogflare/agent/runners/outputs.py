@@ -13,6 +13,8 @@ import urllib.parse
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+
 from cogflare.agent.runners.base import UploadSink
 from cogflare.agent.runners.inbox import Inbox
 
@@ -39,6 +41,11 @@ class OutputShape:
     def items_are_files(self) -> bool:
         """Whether the output is an array or iterator of files."""
         return self.schema.get("type") == "array" and _is_file(self.item)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is a file anywhere in the output."""
+        return b'"format":"uri"' in msgspec.json.encode(self.schema) or self.items_are_files
 
     @property
     def is_file_list(self) -> bool:

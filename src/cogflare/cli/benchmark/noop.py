@@ -1,6 +1,6 @@
 """A worker whose model does nothing: the real agent around a runner that answers at once. Runs as a process of its own.
 
-    python -m cogflare.cli.benchmark.noop SERVER_URL WORKER_TOKEN SLOTS STATE_FOLDER
+python -m cogflare.cli.benchmark.noop SERVER_URL WORKER_TOKEN SLOTS STATE_FOLDER
 """
 
 import asyncio

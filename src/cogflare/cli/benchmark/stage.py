@@ -72,9 +72,7 @@ class Stage:
         token = self.call("POST", "/v1/tokens", json={"kind": "worker", "name": "bench"}).json()["token"]
         state = self._folder / f"worker-{len(self._processes)}"
         before = self._online()
-        process = self._start(
-            state.name, "cogflare.cli.benchmark.noop", self.url, token, str(slots), str(state)
-        )
+        process = self._start(state.name, "cogflare.cli.benchmark.noop", self.url, token, str(slots), str(state))
         self._until(process, lambda: self._online() > before)
         return process
 

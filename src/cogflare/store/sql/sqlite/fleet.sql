@@ -20,13 +20,15 @@ UPDATE workers SET state = :state, changed_at = :now WHERE id = :id AND link_epo
 UPDATE workers SET state = 'away', changed_at = :now WHERE node = :node AND state = 'online';
 
 -- name: readopt_predictions
--- What a rescuer queued again and nobody claimed goes on where it still runs. `held` is a JSON array of
--- [prediction, attempt].
-UPDATE predictions SET phase = CASE WHEN started_at IS NULL THEN 'assigned' ELSE 'running' END
-WHERE phase = 'queued' AND (id, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:held))
-    AND EXISTS (
-        SELECT 1 FROM attempts AS a
-        WHERE a.prediction = predictions.id AND a.attempt = predictions.attempt AND a.holder = :worker);
+-- What a rescuer queued again and nobody claimed goes on where it still runs, as far as it had come; a strike that it
+-- was given is taken back, for nothing was lost. `held` is a JSON array of [prediction, attempt].
+UPDATE predictions SET
+    phase = CASE WHEN a.started_at IS NULL THEN 'assigned' ELSE 'running' END,
+    strikes = max(0, strikes - (a.started_at IS NOT NULL)),
+    output_items = nullif(a.output_items, 0), log_bytes = a.log_bytes
+FROM json_each(:held) AS held JOIN attempts AS a ON a.prediction = held.value ->> 0 AND a.attempt = held.value ->> 1
+WHERE predictions.id = a.prediction AND predictions.attempt = a.attempt AND predictions.phase IN ('queued', 'parked')
+    AND a.holder = :worker;
 
 -- name: drop_held_entries
 DELETE FROM queue_entries WHERE prediction IN (
@@ -69,12 +71,16 @@ UPDATE attempts SET renewals = renewals + 1
 WHERE holder = :worker AND slot_freed_at IS NULL AND ended_at IS NULL
     AND (SELECT link_epoch FROM workers WHERE id = :worker) = :epoch
     AND (prediction, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:held))
+    AND EXISTS (
+        SELECT 1 FROM predictions AS p
+        WHERE p.id = attempts.prediction AND p.attempt = attempts.attempt AND p.phase IN ('assigned', 'running'))
 RETURNING prediction, attempt;
 
 -- name: live_attempts
 SELECT prediction, attempt, holder, renewals FROM attempts WHERE ended_at IS NULL;
 
 -- name: occupied_slots
+-- Slots that are taken, whether or not the attempt in them has ended.
 SELECT prediction, attempt, holder, ended_at FROM attempts WHERE slot_freed_at IS NULL;
 
 -- name: get_attempt

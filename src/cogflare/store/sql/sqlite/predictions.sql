@@ -25,7 +25,7 @@ UPDATE models SET run_count = run_count + 1 WHERE account = :catalog AND owner =
 -- The flows of the two queues by virtual time (two index scans, merged), and of the first that has an entry for this
 -- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker.
 INSERT INTO attempts (prediction, attempt, claim, queue, flow, holder, link_epoch, claimed_at)
-SELECT p.id, p.attempt + 1, :claim, e.queue, e.flow, :worker, :epoch, :now
+SELECT p.id, p.attempt + 1, :claim, best.queue, best.flow, :worker, :epoch, :now
 FROM (
     SELECT queue, flow, virtual_time FROM flows WHERE queue = :model_queue AND waiting > 0
     UNION ALL
@@ -33,12 +33,11 @@ FROM (
     ORDER BY virtual_time LIMIT 16
 ) AS best
 -- CROSS keeps the order of the loops, so that the first row is the best.
-CROSS JOIN queue_entries AS e ON e.queue = best.queue AND e.prediction = (
+CROSS JOIN predictions AS p ON p.phase = 'queued' AND p.id = (
     SELECT prediction FROM queue_entries
     WHERE queue = best.queue AND flow = best.flow AND not_before IS NULL
         AND (avoid_worker IS NULL OR avoid_worker <> :worker OR avoid_until <= :now)
     ORDER BY priority, rank LIMIT 1)
-CROSS JOIN predictions AS p ON p.id = e.prediction AND p.phase = 'queued'
 WHERE EXISTS (SELECT 1 FROM workers WHERE id = :worker AND link_epoch = :epoch)
 LIMIT 1
 RETURNING prediction;
@@ -50,8 +49,8 @@ WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :
 RETURNING id, attempt, account, version, input, created_at;
 
 -- name: drop_claimed_entries
-DELETE FROM queue_entries
-WHERE prediction = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
+DELETE FROM queue_entries WHERE prediction = (
+    SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
 
 -- name: charge_flow
 UPDATE flows SET virtual_time = virtual_time + 1000000
@@ -80,12 +79,18 @@ RETURNING id;
 DELETE FROM queue_entries WHERE prediction = :prediction;
 
 -- name: end_attempt
+-- What an earlier end recorded stays, except that the holder's own word (`overrules`) replaces the guess that it was
+-- lost. An attempt never ends before its prediction has moved on: one that a returning worker took up again goes on.
 UPDATE attempts SET
-    started_at = coalesce(started_at, :started_at), ended_at = coalesce(ended_at, :now),
-    outcome = coalesce(outcome, :outcome), reason = coalesce(reason, :reason),
+    started_at = coalesce(started_at, :started_at),
+    ended_at = CASE WHEN :overrules AND outcome = 'lost' THEN :now ELSE coalesce(ended_at, :now) END,
+    outcome = CASE WHEN :overrules AND outcome = 'lost' THEN :outcome ELSE coalesce(outcome, :outcome) END,
+    reason = CASE WHEN :overrules AND outcome = 'lost' THEN :reason ELSE coalesce(reason, :reason) END,
     slot_freed_at = CASE WHEN :slot_free THEN coalesce(slot_freed_at, :now) ELSE slot_freed_at END,
     output_items = max(output_items, :output_items), log_bytes = max(log_bytes, :log_bytes)
-WHERE prediction = :prediction AND attempt = :attempt;
+WHERE prediction = :prediction AND attempt = :attempt AND NOT EXISTS (
+    SELECT 1 FROM predictions AS p
+    WHERE p.id = :prediction AND p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
 
 -- name: requeue_prediction
 UPDATE predictions SET
@@ -105,7 +110,8 @@ ON CONFLICT DO NOTHING;
 -- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes].
 UPDATE attempts SET
     started_at = coalesce(attempts.started_at, c.started_at),
-    output_items = max(attempts.output_items, coalesce(c.output_items, 0)), log_bytes = max(attempts.log_bytes, c.log_bytes)
+    output_items = max(attempts.output_items, coalesce(c.output_items, 0)),
+    log_bytes = max(attempts.log_bytes, c.log_bytes)
 FROM (
     SELECT value ->> 0 AS prediction, value ->> 1 AS attempt, value ->> 2 AS started_at, value ->> 3 AS output_items,
         value ->> 4 AS log_bytes
@@ -122,7 +128,8 @@ FROM (
         value ->> 4 AS log_bytes
     FROM json_each(:attempts)
 ) AS c
-WHERE predictions.id = c.prediction AND predictions.attempt = c.attempt AND predictions.phase IN ('assigned', 'running');
+WHERE predictions.id = c.prediction AND predictions.attempt = c.attempt
+    AND predictions.phase IN ('assigned', 'running');
 
 -- name: put_result
 INSERT INTO chunks (prediction, attempt, kind, position, data)

@@ -137,8 +137,8 @@ CREATE TABLE attempts (
     PRIMARY KEY (prediction, attempt)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX attempts_occupying ON attempts (holder, claim) WHERE slot_freed_at IS NULL;
-CREATE INDEX attempts_live ON attempts (prediction, attempt, holder, renewals) WHERE ended_at IS NULL;
+-- Whatever somebody still has to do something about: a lease to watch, or a slot to give back. A renewal touches no index.
+CREATE INDEX attempts_open ON attempts (holder, claim) WHERE ended_at IS NULL OR slot_freed_at IS NULL;
 
 -- What may be claimed: one row per queue (pool and model, or pool and version) that may run the prediction.
 CREATE TABLE queue_entries (
@@ -188,6 +188,12 @@ BEGIN
     UPDATE flows SET waiting = waiting - 1 WHERE queue = old.queue AND flow = old.flow;
 END;
 
+CREATE TRIGGER queue_entries_held AFTER UPDATE OF not_before ON queue_entries
+WHEN old.not_before IS NULL AND new.not_before IS NOT NULL
+BEGIN
+    UPDATE flows SET waiting = waiting - 1 WHERE queue = old.queue AND flow = old.flow;
+END;
+
 CREATE TRIGGER queue_entries_released AFTER UPDATE OF not_before ON queue_entries
 WHEN old.not_before IS NOT NULL AND new.not_before IS NULL
 BEGIN
@@ -202,7 +208,7 @@ BEGIN
                             ELSE max(flows.virtual_time, excluded.virtual_time) END;
 END;
 
--- Live data of an attempt, append-only, each row at most 256 KB. `position` counts items (output), or bytes (log, result).
+-- Live data of an attempt, append-only, each row at most 256 KB. `position` counts items (output) or bytes (others).
 CREATE TABLE chunks (
     prediction TEXT NOT NULL,
     attempt INTEGER NOT NULL,

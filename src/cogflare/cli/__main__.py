@@ -1,0 +1,5 @@
+"""`python -m cogflare.cli` is `cogflare`."""
+
+from cogflare.cli.main import main
+
+main()

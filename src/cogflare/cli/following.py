@@ -1,0 +1,191 @@
+"""Following a prediction to its end: what is new is shown as it comes, across restarts of server and worker."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.status import Status as Spinner
+from rich.text import Text
+
+from cogflare.cli.client import Client, Unreachable
+from cogflare.cli.downloads import file_urls, save
+from cogflare.cli.output import duration, visible
+from cogflare.domain.phases import TERMINAL, Status
+from cogflare.domain.schemas import has_file_outputs, output_kind
+
+POLL_S: Final = 0.3
+PATIENCE_S: Final = 120.0
+"""How long a server that was reached before may stay away: a prediction outlives its server's restart."""
+_MAX_HINT: Final = 60
+
+
+class Feed:
+    """Shows the successive states of one prediction: logs and progress on standard error, output on standard output.
+
+    Files are saved in `folder`; None leaves the output to the caller, who gets it with the final state.
+    """
+
+    def __init__(self, openapi_schema: Any, folder: Path | None) -> None:
+        self._kind = output_kind(openapi_schema)
+        self._has_files = has_file_outputs(openapi_schema)
+        self._folder = folder
+        self._console = Console(stderr=True, highlight=False)
+        self._spinner: Spinner | None = None
+        self._began = time.monotonic()
+        self._has_started = False
+        self._logs = ""
+        self._tail = ""
+        self._items = 0
+        self._is_mid_line = False
+
+    def show(self, prediction: dict[str, Any]) -> None:
+        """Show what this state has that no earlier one had."""
+        logs, output = prediction.get("logs") or "", prediction.get("output")
+        count = len(output) if isinstance(output, list) else 0
+        is_ended = prediction["status"] in TERMINAL
+        if not is_ended and (not logs.startswith(self._logs) or count < self._items):
+            self._restart()
+        self._show_start(prediction)
+        self._show_logs(logs, is_ended)
+        if self._folder is not None:
+            self._show_output(output, is_ended)
+        if is_ended:
+            self.close()
+            self.note(_ending(prediction))
+        else:
+            self._show_progress()
+
+    def note(self, text: str) -> None:
+        """Say something between logs and output, on a line of its own."""
+        self._end_line()
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+        self._end_line()
+
+    def _restart(self) -> None:
+        self.note("the worker was lost; the run begins anew on another one")
+        self._logs, self._tail, self._items = "", "", 0
+
+    def _show_start(self, prediction: dict[str, Any]) -> None:
+        if not self._has_started and prediction["status"] == Status.PROCESSING:
+            self._has_started = True
+            self.note(f"started after {duration(time.monotonic() - self._began)} in the queue")
+            self._began = time.monotonic()
+
+    def _show_logs(self, logs: str, is_ended: bool) -> None:
+        """Print the new lines; a line that is still being written waits for its end."""
+        new = logs[len(self._logs) :] if logs.startswith(self._logs) else ""
+        self._logs = logs
+        *lines, self._tail = (self._tail + new).split("\n")
+        if is_ended and self._tail:
+            lines.append(self._tail)
+        for line in lines:
+            self._end_line()
+            self._console.print(Text(_last_state(line)), soft_wrap=True)
+
+    def _show_output(self, output: Any, is_ended: bool) -> None:
+        if self._kind == "single":
+            if is_ended and output is not None:
+                self._put(output)
+        elif isinstance(output, list):
+            new, self._items = output[self._items :], max(self._items, len(output))
+            for item in new:
+                self._put(item)
+
+    def _put(self, value: Any) -> None:
+        if self._kind == "text" and isinstance(value, str):
+            if self._spinner is not None:
+                # It would draw over the text.
+                self.close()
+            click.echo(_for_terminal(value), nl=False)
+            self._is_mid_line = not value.endswith("\n") if value else self._is_mid_line
+            return
+        urls = list(file_urls(value)) if self._has_files else []
+        if [value] != urls and value != urls:
+            click.echo(_for_terminal(value if isinstance(value, str) else msgspec.json.encode(value).decode()))
+        for url in urls:
+            path = save(url, self._folder or Path())
+            click.echo(f"{path}\t{url if not url.startswith('data:') else url.partition(',')[0]}")
+
+    def _show_progress(self) -> None:
+        if not self._console.is_terminal or (self._kind == "text" and self._items):
+            return
+        word = "running" if self._has_started else "queued"
+        hint = _last_state(self._tail)[:_MAX_HINT]
+        text = Text(f"{word} {duration(time.monotonic() - self._began)}  {hint}", style="dim")
+        if self._spinner is None:
+            self._spinner = self._console.status(text)
+            self._spinner.start()
+        self._spinner.update(text)
+
+    def _end_line(self) -> None:
+        """Finish the line of streamed text that something else would be written into."""
+        if self._is_mid_line and sys.stdout.isatty():
+            click.echo()
+        self._is_mid_line = False
+
+
+def follow(client: Client, prediction: dict[str, Any], feed: Feed) -> dict[str, Any]:
+    """Show a prediction until it has ended; return its final state."""
+    try:
+        feed.show(prediction)
+        while prediction["status"] not in TERMINAL:
+            time.sleep(POLL_S)
+            prediction = _read(client, prediction["id"], feed)
+            feed.show(prediction)
+    finally:
+        feed.close()
+    return prediction
+
+
+def _read(client: Client, prediction_id: str, feed: Feed) -> dict[str, Any]:
+    """Read the state, outwaiting a server that is away for a while."""
+    deadline = time.monotonic() + PATIENCE_S
+    is_told = False
+    while True:
+        try:
+            state: dict[str, Any] = client.get(f"/v1/predictions/{prediction_id}")
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            if not is_told:
+                feed.note("the server is away; the prediction is safe, waiting for the server to come back")
+            is_told = True
+            time.sleep(1)
+        else:
+            return state
+
+
+def _ending(prediction: dict[str, Any]) -> str:
+    """Say how a prediction ended, and why if it failed."""
+    status, metrics = prediction["status"], prediction.get("metrics") or {}
+    ran, total = metrics.get("predict_time"), metrics.get("total_time")
+    text = str(status)
+    if ran is not None:
+        text += f" after {duration(ran)}"
+        if total is not None:
+            text += f" of running, {duration(total)} in all"
+    if prediction.get("error"):
+        text += f": {prediction['error']}"
+    return text
+
+
+def _last_state(line: str) -> str:
+    """Return what a terminal would show of a line: a progress bar writes over itself."""
+    return visible(click.unstyle(line.rstrip("\r").rpartition("\r")[2]).expandtabs(4))
+
+
+def _for_terminal(text: str) -> str:
+    """Make a model's text harmless for a terminal; a pipe gets it as it is."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))

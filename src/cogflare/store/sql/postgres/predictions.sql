@@ -1,0 +1,227 @@
+-- Every transition of a prediction is one compare-and-set on its phase and attempt.
+--
+-- The row of the prediction is the lock of everything that belongs to it (attempts, entries): each unit takes it first,
+-- by the UPDATE of its compare-and-set, by `FOR UPDATE`, or by having inserted it. Whoever waited for it looks at the
+-- new row again (READ COMMITTED), and its later statements see all that the winner did. So for each pair:
+--   claim - claim      the second skips the locked row; where it comes after the commit, phase or entry is gone
+--   claim - cancel     the claim skips the row; the cancel waits, finds another attempt, and is a Conflict
+--   claim - finish     the same: a finish of the attempt before waits, finds another attempt, and is superseded
+--   claim - requeue    the new entries cannot be seen before the row is free
+--   claim - readopt    the claim skips the row; a readopt that waited finds another attempt
+--   finish - cancel    the second waits and finds the phase `ended`
+--   requeue - readopt  the second waits; a requeue that comes second takes back what was adopted, which is allowed
+--   enqueue - cancel   the enqueue locks the row, so it leaves no entry of an ended prediction
+
+-- name: insert_prediction
+INSERT INTO predictions (
+    id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
+    webhook, webhook_events, stream_key
+) VALUES (
+    :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
+    :deadline, :input, :webhook, :webhook_events, :stream_key
+);
+
+-- name: insert_input_part
+INSERT INTO inputs (prediction, part, data) VALUES (:prediction, :part, :data);
+
+-- name: enqueue
+-- Returns no row if the prediction has left the queue's phase in the meantime.
+INSERT INTO queue_entries (prediction, queue, flow, priority, rank, avoid_worker, avoid_until)
+SELECT id, :queue::text, flow, priority, created_at, :avoid_worker::text, :avoid_until::bigint
+FROM predictions WHERE id = :prediction AND phase = 'queued' FOR UPDATE;
+
+-- name: count_run
+UPDATE models SET run_count = run_count + 1 WHERE account = :catalog AND owner = :owner AND name = :name;
+
+-- name: claim_attempt
+-- The flows of the two queues by virtual time (two index scans, merged), and of the first that has an entry for this
+-- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker or that
+-- other transactions hold. Nothing here waits: what is locked is skipped, the link too while it is being replaced. A
+-- claim that went through keeps the worker's row shared until it is committed, so no newer link can miss it.
+INSERT INTO attempts (prediction, attempt, claim, queue, flow, holder, link_epoch, claimed_at)
+SELECT entry.prediction, entry.attempt + 1, :claim::text, best.queue, best.flow, link.id, link.link_epoch, :now::bigint
+FROM (SELECT id, link_epoch FROM workers WHERE id = :worker AND link_epoch = :epoch FOR SHARE SKIP LOCKED) AS link
+CROSS JOIN (
+    (SELECT queue, flow, virtual_time FROM flows WHERE queue = :model_queue AND waiting > 0
+        ORDER BY virtual_time LIMIT 16)
+    UNION ALL
+    (SELECT queue, flow, virtual_time FROM flows WHERE queue = :version_queue AND waiting > 0
+        ORDER BY virtual_time LIMIT 16)
+    ORDER BY virtual_time LIMIT 16
+) AS best
+CROSS JOIN LATERAL (
+    SELECT e.prediction, p.attempt
+    FROM queue_entries AS e JOIN predictions AS p ON p.id = e.prediction AND p.phase = 'queued'
+    WHERE e.queue = best.queue AND e.flow = best.flow AND e.not_before IS NULL
+        AND (e.avoid_worker IS NULL OR e.avoid_worker <> link.id OR e.avoid_until <= :now)
+    ORDER BY e.priority, e.rank LIMIT 1
+    FOR UPDATE OF p SKIP LOCKED FOR UPDATE OF e SKIP LOCKED
+) AS entry
+ORDER BY best.virtual_time LIMIT 1
+RETURNING prediction;
+
+-- name: assign_claimed
+UPDATE predictions SET
+    phase = 'assigned', attempt = attempt + 1, version = CASE WHEN pinned = 1 THEN version ELSE :version::text END
+WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL)
+RETURNING id, attempt, account, version, input, created_at;
+
+-- name: drop_claimed_entries
+DELETE FROM queue_entries WHERE prediction = (
+    SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
+
+-- name: charge_flow
+UPDATE flows SET virtual_time = virtual_time + 1000000
+WHERE (queue, flow) = (
+    SELECT queue, flow FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
+
+-- name: finish_prediction
+-- Counts for the current attempt even when a rescuer has queued the prediction again and nobody has claimed it yet.
+UPDATE predictions SET
+    phase = 'ended', status = :status, completed_at = :completed_at,
+    started_at = coalesce(started_at, :started_at::bigint), output = :output, output_items = :output_items,
+    output_bytes = :output_bytes, logs = :logs, log_bytes = :log_bytes, error = :error, metrics = :metrics
+WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+    AND EXISTS (SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND holder = :worker)
+RETURNING id;
+
+-- name: end_prediction
+-- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
+UPDATE predictions SET
+    phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
+    log_bytes = :log_bytes, metrics = :metrics
+WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+RETURNING id;
+
+-- name: drop_entries
+DELETE FROM queue_entries WHERE prediction = :prediction;
+
+-- name: end_attempt
+-- What an earlier end recorded stays, except that the holder's own word (`overrules`) replaces the guess that it was
+-- lost. An attempt never ends before its prediction has moved on: one that a returning worker took up again goes on.
+UPDATE attempts SET
+    started_at = coalesce(attempts.started_at, :started_at::bigint),
+    ended_at = CASE WHEN :overrules::boolean AND outcome = 'lost' THEN :now ELSE coalesce(ended_at, :now::bigint) END,
+    outcome = CASE WHEN :overrules AND outcome = 'lost' THEN :outcome ELSE coalesce(outcome, :outcome::text) END,
+    reason = CASE WHEN :overrules AND outcome = 'lost' THEN :reason ELSE coalesce(reason, :reason::text) END,
+    slot_freed_at = CASE WHEN :slot_free::boolean THEN coalesce(slot_freed_at, :now) ELSE slot_freed_at END,
+    output_items = greatest(attempts.output_items, :output_items::bigint),
+    log_bytes = greatest(attempts.log_bytes, :log_bytes::bigint)
+-- A condition on the joined row alone would be judged as it was before a wait for its lock.
+FROM (SELECT id, attempt, phase FROM predictions WHERE id = :prediction FOR UPDATE) AS p
+WHERE attempts.prediction = :prediction AND attempts.attempt = :attempt
+    AND NOT (p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
+
+-- name: requeue_prediction
+UPDATE predictions SET
+    phase = 'queued', strikes = strikes + :strike::bigint, started_at = coalesce(started_at, :started_at::bigint),
+    status = CASE WHEN coalesce(started_at, :started_at::bigint) IS NULL THEN 'starting' ELSE 'processing' END,
+    output_items = NULL, log_bytes = 0
+WHERE id = :prediction AND attempt = :attempt AND phase IN ('assigned', 'running')
+RETURNING id;
+
+-- name: append_chunks
+-- `chunks` is a JSON array of [prediction, attempt, kind, position, data]; a repeated position changes nothing.
+INSERT INTO chunks (prediction, attempt, kind, position, data)
+SELECT value ->> 0, (value ->> 1)::bigint, value ->> 2, (value ->> 3)::bigint, value ->> 4
+FROM json_array_elements(:chunks::json)
+ON CONFLICT DO NOTHING;
+
+-- name: checkpoint_attempts
+-- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes].
+UPDATE attempts SET
+    started_at = coalesce(attempts.started_at, c.started_at),
+    output_items = greatest(attempts.output_items, coalesce(c.output_items, 0)),
+    log_bytes = greatest(attempts.log_bytes, c.log_bytes)
+FROM (
+    SELECT value ->> 0 AS prediction, (value ->> 1)::bigint AS attempt, (value ->> 2)::bigint AS started_at,
+        (value ->> 3)::bigint AS output_items, (value ->> 4)::bigint AS log_bytes
+    FROM json_array_elements(:attempts::json)
+) AS c
+WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND attempts.ended_at IS NULL;
+
+-- name: checkpoint_predictions
+UPDATE predictions SET
+    phase = 'running', status = 'processing', started_at = coalesce(predictions.started_at, c.started_at),
+    output_items = c.output_items, log_bytes = c.log_bytes
+FROM (
+    SELECT value ->> 0 AS prediction, (value ->> 1)::bigint AS attempt, (value ->> 2)::bigint AS started_at,
+        (value ->> 3)::bigint AS output_items, (value ->> 4)::bigint AS log_bytes
+    FROM json_array_elements(:attempts::json)
+) AS c
+WHERE predictions.id = c.prediction AND predictions.attempt = c.attempt
+    AND predictions.phase IN ('assigned', 'running');
+
+-- name: put_result
+INSERT INTO chunks (prediction, attempt, kind, position, data)
+SELECT prediction, attempt, 'result', :position::bigint, :data::text FROM attempts
+WHERE prediction = :prediction AND attempt = :attempt AND holder = :worker AND ended_at IS NULL FOR SHARE
+ON CONFLICT (prediction, attempt, kind, position) DO UPDATE SET data = excluded.data
+RETURNING position;
+
+-- name: drop_results
+DELETE FROM chunks WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
+
+-- name: result_bytes
+SELECT coalesce(max(position + octet_length(data)), 0) FROM chunks
+WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
+
+-- name: get_prediction
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions WHERE id = :id;
+
+-- name: list_predictions
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_predictions_by_status
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND status = :status AND id < :before AND id > :after
+    AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_predictions_by_model
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND model = :model AND (:status::text IS NULL OR status = :status)
+    AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_predictions_upwards
+-- The page before a cursor: the nearest newer ones, oldest first.
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed
+FROM predictions
+WHERE account = :account AND (:status::text IS NULL OR status = :status) AND (:model::text IS NULL OR model = :model)
+    AND id > :after AND created_at >= :created_from AND created_at < :created_to
+ORDER BY id LIMIT :limit;
+
+-- name: input_parts
+SELECT prediction, data FROM inputs WHERE prediction IN (SELECT value FROM json_array_elements_text(:predictions::json))
+ORDER BY prediction, part;
+
+-- name: read_chunks
+-- `attempts` is a JSON array of [prediction, attempt].
+SELECT c.prediction, c.attempt, c.kind, c.position, c.data
+FROM json_array_elements(:attempts::json) AS wanted (value)
+JOIN chunks AS c ON c.prediction = wanted.value ->> 0 AND c.attempt = (wanted.value ->> 1)::bigint
+ORDER BY c.prediction, c.kind, c.position;
+
+-- name: ready_queues
+SELECT DISTINCT queue FROM flows WHERE waiting > 0;
+
+-- name: list_attempts
+SELECT attempt, holder, claimed_at, started_at, ended_at, outcome, reason, slot_freed_at
+FROM attempts WHERE prediction = :prediction ORDER BY attempt;

@@ -1,0 +1,177 @@
+"""Tokens, workers, attempts and health, over both databases."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from api.node import BASE, Node
+from cogflare import __version__
+from cogflare.api.admin import PAGE
+from cogflare.protocol.messages import Drain
+from cogflare.store.base import Database
+from engine.rig import VERSION, Rig, RigWorker
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def node(store: Database, tmp_path: Path) -> AsyncIterator[Node]:
+    running = Node(store, tmp_path)
+    yield running
+    await running.http.aclose()
+    await running.settle()
+
+
+async def test_health_is_open(node: Node) -> None:
+    answer = await node.http.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "version": __version__})
+
+
+# --- tokens
+
+
+async def test_the_life_of_a_token(node: Node) -> None:
+    order = {"kind": "api", "name": "laptop", "account": "lin", "expires_in_s": 3600}
+    created = await node.call("POST", "/v1/tokens", kind="admin", json=order)
+    assert (created.status_code, created.headers["cache-control"]) == (201, "no-store")
+    made = created.json()
+    assert made == {"id": made["id"], "kind": "api", "account": "lin", "name": "laptop", "token": made["token"]}
+    mine = {"Authorization": f"Bearer {made['token']}"}
+    assert (await node.http.get("/account", headers=mine)).json()["username"] == "lin"
+    listed = (await node.call("GET", "/tokens", kind="admin")).json()["results"]
+    (shown,) = [token for token in listed if token["id"] == made["id"]]
+    assert (shown["account"], shown["hint"], shown["revoked_at"]) == ("lin", made["token"][:8], None)
+    assert shown["expires_at"] > shown["created_at"]
+    assert made["token"] not in str(listed)
+    for _ in range(2):
+        gone = await node.call("DELETE", f"/tokens/{made['id']}", kind="admin")
+        assert (gone.status_code, gone.content) == (204, b"")
+    assert (await node.http.get("/account", headers=mine)).status_code == 401
+    listed = (await node.call("GET", "/tokens", kind="admin")).json()["results"]
+    assert [token["revoked_at"] is not None for token in listed if token["id"] == made["id"]] == [True]
+
+
+async def test_a_token_for_the_own_account(node: Node) -> None:
+    made = (await node.call("POST", "/tokens", kind="admin", json={"kind": "worker", "name": "pc"})).json()
+    assert (made["account"], made["kind"]) == ("ada", "worker")
+
+
+async def test_tokens_take_an_admin(node: Node) -> None:
+    order = {"kind": "admin", "name": "mine"}
+    for method, path, body in (
+        ("GET", "/tokens", None),
+        ("POST", "/tokens", order),
+        ("DELETE", f"/tokens/{'0' * 26}", None),
+    ):
+        assert (await node.call(method, path, json=body)).status_code == 403
+        assert (await node.call(method, path, kind="worker", json=body)).status_code == 403
+        assert (await node.http.request(method, path)).status_code == 401
+
+
+async def test_bad_token_requests(node: Node) -> None:
+    good = {"kind": "api", "name": "n"}
+    for wrong in (
+        {"kind": "root"},
+        {"name": ""},
+        {"name": "x" * 101},
+        {"account": "../x"},
+        {"account": "a\0"},
+        {"expires_in_s": 0},
+        {"expires_in_s": 1e30},
+        {"expires_in_s": 10**15},
+        {"extra": 1},
+    ):
+        answer = await node.call("POST", "/tokens", kind="admin", json={**good, **wrong})
+        assert (answer.status_code, answer.json()["title"]) == (422, "Input validation failed"), wrong
+    assert answer.json()["invalid_fields"]
+    assert (await node.call("POST", "/tokens", kind="admin", content=b"{")).status_code == 400
+    for id in ("0" * 26, "x", "%00"):
+        assert (await node.call("DELETE", f"/tokens/{id}", kind="admin")).status_code == 404
+
+
+async def test_pages_of_tokens(node: Node) -> None:
+    for number in range(PAGE + 1):
+        await node.accounts.create("ada", "api", str(number))
+    page = (await node.call("GET", "/tokens", kind="admin")).json()
+    assert len(page["results"]) == PAGE
+    assert page["next"].startswith(f"{BASE}/v1/tokens?cursor=")
+    rest = (await node.call("GET", page["next"], kind="admin")).json()
+    ids = [token["id"] for token in page["results"] + rest["results"]]
+    assert (rest["next"], len(set(ids)), ids) == (None, PAGE + 2, sorted(ids))
+
+
+# --- workers
+
+
+async def test_workers_of_the_account_and_of_all(node: Node) -> None:
+    worker = await node.worker(slots=3)
+    await node.worker("eve")
+    await node.create(await node.caller("ada"))
+    await worker.next()
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert shown == {
+        "id": worker.end.worker,
+        "name": "rig",
+        "account": "ada",
+        "state": "online",
+        "node": "node",
+        "models": [{"model": "ada/noop", "version": VERSION, "slots": 3}],
+        "slots": 3,
+        "busy": 1,
+        "agent": {},
+        "connected_at": shown["connected_at"],
+        "changed_at": shown["changed_at"],
+    }
+    everyone = (await node.call("GET", "/workers", kind="admin")).json()["results"]
+    assert sorted(one["account"] for one in everyone) == ["ada", "eve"]
+    await worker.disconnect()
+    assert (await node.call("GET", "/workers")).json()["results"][0]["state"] == "away"
+
+
+def is_draining(worker: RigWorker) -> bool:
+    return any(isinstance(message, Drain) for message in worker.heard)
+
+
+async def test_draining(node: Node) -> None:
+    worker = await node.worker()
+    path = f"/v1/workers/{worker.end.worker}/drain"
+    for stranger in (await node.call("POST", path, "eve"), await node.call("POST", "/workers/nobody/drain")):
+        assert stranger.status_code == 404
+    assert (await node.call("POST", "/workers/%00/drain", kind="admin")).status_code == 404
+    assert not is_draining(worker)
+    assert (await node.call("POST", path)).status_code == 202
+    await node.settle()
+    assert is_draining(worker)
+    assert (await node.call("POST", path, "admin", "admin")).status_code == 202
+    await node.settle()
+    await worker.disconnect()
+    gone = await node.call("POST", path)
+    assert (gone.status_code, gone.json()["detail"]) == (409, "The worker is not connected.")
+
+
+async def test_a_worker_of_another_node(node: Node) -> None:
+    elsewhere = Rig(node.db, node="far")
+    worker = await elsewhere.worker()
+    answer = await node.call("POST", f"/workers/{worker.end.worker}/drain")
+    assert answer.status_code == 409
+    assert "node far" in answer.json()["detail"]
+    await elsewhere.settle()
+
+
+# --- attempts
+
+
+async def test_attempts(node: Node) -> None:
+    worker, assigned = await node.running()
+    path = f"/predictions/{assigned.prediction}/attempts"
+    (first,) = (await node.call("GET", path)).json()["results"]
+    assert first["worker"] == worker.end.worker
+    assert first["claimed_at"].endswith("Z")
+    assert (first["attempt"], first["ended_at"], first["outcome"]) == (1, None, None)
+    await worker.finish((assigned.prediction, assigned.attempt))
+    (first,) = (await node.call("GET", path)).json()["results"]
+    assert (first["outcome"], first["reason"]) == ("succeeded", None)
+    assert first["claimed_at"] <= first["started_at"] <= first["ended_at"] <= first["slot_freed_at"]
+    assert (await node.call("GET", path, "eve")).status_code == 404
+    assert (await node.call("GET", "/predictions/x/attempts")).status_code == 404

@@ -1,0 +1,128 @@
+"""What agents send and fetch by HTTP."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from api.node import MAX_FILE_BYTES, MAX_RESULT_BYTES, Node, attempt_path
+from cogflare.engine.predictions import Order
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_file_on_its_way_into_an_output(node: Node) -> None:
+    worker, assigned = await node.running()
+    order = {"filename": "cat.png", "content_type": "image/png", "size": 3}
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json=order)
+    assert ordered.status_code == 201
+    answer = ordered.json()
+    assert answer == {
+        "id": answer["id"],
+        "reference": f"cogflare-file:/f/{answer['id']}/cat.png",
+        "upload": {"url": f"worker/v1/files/{answer['id']}", "method": "PUT", "headers": {}},
+        "complete": None,
+    }
+    assert (await node.work(worker, "PUT", f"/{answer['upload']['url']}", content=b"cat")).status_code == 204
+    await worker.finish((assigned.prediction, assigned.attempt), msgspec.json.encode([answer["reference"]]), files=1)
+    shown = (await node.call("GET", f"/predictions/{assigned.prediction}")).json()
+    assert shown["output"] == [f"https://api.example.net/f/{answer['id']}/cat.png"]
+    assert (await node.http.get(shown["output"][0])).content == b"cat"
+    late = await node.work(worker, "PUT", f"/{answer['upload']['url']}", content=b"dog")
+    assert (late.status_code, late.headers["content-type"]) == (409, "application/problem+json")
+    assert (await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json=order)).status_code == 409
+
+
+async def test_files_that_are_too_large(node: Node) -> None:
+    worker, assigned = await node.running()
+    order = {"filename": "f", "content_type": "", "size": MAX_FILE_BYTES + 1}
+    assert (await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json=order)).status_code == 413
+    order["size"] = None
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json=order)
+    path = f"/{ordered.json()['upload']['url']}"
+
+    async def endless(pieces: int = 100) -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            yield bytes(100_000)
+
+    for content in (bytes(MAX_FILE_BYTES + 1), endless()):
+        refused = await node.work(worker, "PUT", path, content=content)
+        assert refused.status_code == 413
+        assert refused.json()["detail"] == "Files must be less than 3MB in size"
+    assert (await node.work(worker, "PUT", path, content=endless(30))).status_code == 204
+
+
+async def test_there_is_nothing_to_confirm_where_bytes_come_through_us(node: Node) -> None:
+    worker, assigned = await node.running()
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "f"})
+    path = f"/{ordered.json()['upload']['url']}/complete"
+    proof = {"size": 3, "sha256": "a" * 64}
+    assert (await node.work(worker, "POST", path, json=proof)).status_code == 409
+    assert (await node.work(worker, "POST", path, json={**proof, "sha256": 'a"\r\n'})).status_code == 422
+
+
+async def test_a_large_result(node: Node) -> None:
+    worker, assigned = await node.running()
+    output = msgspec.json.encode({"text": "ü€" * 300_000})
+    path = f"{attempt_path(assigned)}/result"
+    for _ in range(2):
+        assert (await node.work(worker, "PUT", path, content=output)).status_code == 204
+    for bad in (b"", b"{", b'"\xff"', rb'"\ud800"', b"[" * 200 + b"]" * 200):
+        refused = await node.work(worker, "PUT", path, content=bad)
+        assert (refused.status_code, refused.json()["title"]) == (400, "Malformed JSON")
+    assert (await node.work(worker, "PUT", path, content=bytes(MAX_RESULT_BYTES + 1))).status_code == 413
+    await worker.finish((assigned.prediction, assigned.attempt), uploaded=True)
+    shown = await node.call("GET", f"/predictions/{assigned.prediction}")
+    assert shown.json()["output"] == {"text": "ü€" * 300_000}
+    assert (await node.work(worker, "PUT", path, content=b"1")).status_code == 409
+
+
+async def test_a_large_input(node: Node) -> None:
+    worker = await node.worker()
+    values = {"prompt": "x" * 800_000}
+    order = Order(msgspec.json.encode(values), values, "ada/noop")
+    created = await node.predictions.create(await node.caller("ada"), order)
+    assigned = await worker.next()
+    got = await node.work(worker, "GET", f"{attempt_path(assigned)}/input")
+    assert (got.status_code, got.headers["content-type"], got.json()) == (200, "application/json", values)
+    await node.predictions.cancel(created.account, created.id)
+    assert (await node.work(worker, "GET", f"{attempt_path(assigned)}/input")).status_code == 409
+
+
+async def test_who_may_come_here(node: Node) -> None:
+    worker, assigned = await node.running()
+    other = await node.worker()
+    path = f"{attempt_path(assigned)}/input"
+    assert (await node.http.get(path)).status_code == 401
+    for kind in ("api", "admin"):
+        assert (await node.call("GET", path, kind=kind)).status_code == 403
+    assert (await node.work(worker, "GET", path)).status_code == 200
+    assert (await node.work(worker, "GET", path, "eve")).status_code == 404
+    assert (await node.work(other, "GET", path)).status_code == 404
+    for name in ("", "a b", "a" * 65, "x\xff"):
+        refused = await node.call("GET", path, kind="worker", headers={"Cogflare-Worker": name.encode("latin-1")})
+        assert refused.status_code == 400
+
+
+async def test_bad_paths_and_bodies_are_refused(node: Node) -> None:
+    worker, assigned = await node.running()
+    id = assigned.prediction
+    for attempt in ("0", "2", "x", "-1", "1.0", "9" * 5000, "\u0661"):
+        assert (await node.work(worker, "GET", f"/worker/v1/attempts/{id}/{attempt}/input")).status_code == 404
+    for prediction in ("x", "a" * 26, "%00" * 26, id.upper()):
+        assert (await node.work(worker, "GET", f"/worker/v1/attempts/{prediction}/1/input")).status_code == 404
+    for file in ("x", "a" * 40, "%00"):
+        assert (await node.work(worker, "PUT", f"/worker/v1/files/{file}", content=b"x")).status_code == 404
+    path = f"{attempt_path(assigned)}/files"
+    for body, status in (
+        (b"", 400),
+        (b"[]", 422),
+        (b"{}", 422),
+        (b'{"filename":1}', 422),
+        (b'{"filename":"f","size":-1}', 422),
+        (b'{"filename":"f","size":1e300}', 422),
+        (b'{"filename":"%b"}' % (b"x" * 100_000), 413),
+    ):
+        refused = await node.work(worker, "POST", path, content=body)
+        assert refused.status_code == status, body[:50]
+        assert refused.headers["content-type"] == "application/problem+json"
