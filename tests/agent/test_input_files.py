@@ -32,7 +32,16 @@ INTERNAL = [
     "fec0::1", "fc00::1", "fd12:3456::1", "ff02::1", "2001:db8::1", "2002:7f00:1::", "2002:a00:1::", "64:ff9b::7f00:1",
     "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2001:0:53aa:64c:0:0:80ff:fffe", "100::1",
 ]  # fmt: skip
-PUBLIC = ["1.1.1.1", "8.8.8.8", "100.63.0.1", "172.32.0.1", "192.169.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+PUBLIC = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "100.63.0.1",
+    "172.32.0.1",
+    "192.169.0.1",
+    "2606:4700::1111",
+    "::ffff:8.8.8.8",
+    "64:ff9b::808:808",
+]
 SCHEMA = {
     "components": {
         "schemas": {
@@ -88,12 +97,14 @@ class Files:
         if path == "/endless":
             return StreamingResponse(self._endless())
         if path == "/never":
-            await asyncio.Event().wait()
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.01)
         return Response(b"content of " + path.encode(), media_type="image/png")
 
     async def _endless(self) -> AsyncIterator[bytes]:
-        while True:
+        for _ in range(1000):
             yield b"x" * 1000
+            await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -132,10 +143,19 @@ async def test_files_wherever_the_schema_has_them_become_loopback_urls() -> None
         }
         fetched = await inputs.fetch(_raw(given))
         got = msgspec.json.decode(fetched.input)
-        assert (got["prompt"], got["undeclared"], got["masks"][1]) == (given["prompt"], given["undeclared"], given["masks"][1])
+        assert (got["prompt"], got["undeclared"], got["masks"][1]) == (
+            given["prompt"],
+            given["undeclared"],
+            given["masks"][1],
+        )
         assert got["image"].endswith("/cat_one.png")
         assert await _read(got["image"]) == (200, b"content of /a/cat one.png", "image/png")
-        for url, path in [(got["masks"][0], "m0.png"), (got["either"], "e.bin"), (got["named"]["file"], "n.txt"), (got["table"]["k"], "t")]:
+        for url, path in [
+            (got["masks"][0], "m0.png"),
+            (got["either"], "e.bin"),
+            (got["named"]["file"], "n.txt"),
+            (got["table"]["k"], "t"),
+        ]:
             assert await _read(url) == (200, f"content of /{path}".encode(), (await _read(url))[2])
         inputs.drop(fetched)
         assert fetched.folder is not None
@@ -143,7 +163,9 @@ async def test_files_wherever_the_schema_has_them_become_loopback_urls() -> None
         assert (await _read(got["image"]))[0] == 404
 
 
-@pytest.mark.parametrize("given", [{}, {"image": None}, {"either": 3}, {"image": "data:,x"}, {"masks": []}, {"masks": 5}, [], 7])
+@pytest.mark.parametrize(
+    "given", [{}, {"image": None}, {"either": 3}, {"image": "data:,x"}, {"masks": []}, {"masks": 5}, [], 7]
+)
 async def test_an_input_without_files_passes_as_it_is(given: object) -> None:
     async with fetching() as (_, _web, inputs):
         raw = _raw(given)
@@ -181,7 +203,16 @@ async def test_a_url_with_escaped_slashes_is_a_url() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://example.com/x", "file:///etc/passwd", " http://example.com/", "gopher://x", "http:///x", "http://", "http://[/x", "x"],
+    [
+        "ftp://example.com/x",
+        "file:///etc/passwd",
+        " http://example.com/",
+        "gopher://x",
+        "http:///x",
+        "http://",
+        "http://[/x",
+        "x",
+    ],
 )
 async def test_other_urls_are_refused(url: str) -> None:
     async with fetching(allow_private=True) as (_, _web, inputs):
@@ -216,7 +247,11 @@ async def test_redirects_are_followed_but_not_for_ever() -> None:
 async def test_failures_are_told_without_the_query() -> None:
     limits = Limits(bytes=10_000, total_s=0.2)
     async with fetching(allow_private=True, limits=limits) as (_, web, inputs):
-        problems = {"missing.png?sig=s3": "HTTP 404", "endless?sig=s3": "more than 10000 bytes", "never?sig=s3": "too long"}
+        problems = {
+            "missing.png?sig=s3": "HTTP 404",
+            "endless?sig=s3": "more than 10000 bytes",
+            "never?sig=s3": "too long",
+        }
         for path, problem in problems.items():
             with pytest.raises(InputError, match=problem) as failed:
                 await inputs.fetch(_raw({"image": f"{web}/{path}"}))

@@ -124,7 +124,9 @@ async def test_a_full_disk_is_said_and_does_not_stop_the_worker(tmp_path: Path) 
 
 
 def test_times_survive_the_process() -> None:
-    kept = Kept(0, started_at=100.0, items=[Raw(b"1")], log=bytearray(b"x"), finish=Finish("p", 1, "failed"), finished_at=103.0)
+    kept = Kept(
+        0, started_at=100.0, items=[Raw(b"1")], log=bytearray(b"x"), finish=Finish("p", 1, "failed"), finished_at=103.0
+    )
     entry = Entry.of(kept, wall=50_000_000, now=104.0)
     assert (entry.started, entry.finished, entry.items, entry.log) == (46_000_000, 49_000_000, [Raw(b"1")], b"x")
 

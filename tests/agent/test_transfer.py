@@ -185,5 +185,3 @@ async def test_large_results_and_inputs() -> None:
         put, got = store.requests
         assert (put[0], put[1], put[3]) == ("PUT", "/worker/v1/attempts/p/3/result", b'["big"]')
         assert (got[0], got[1]) == ("GET", "/worker/v1/attempts/p/3/input")
-
-

@@ -66,7 +66,7 @@ def test_a_keep_alive_is_no_message() -> None:
 def test_held_attempts_take_slots_of_offers_that_were_made() -> None:
     end = _open(Held("p", 1), Held("q", 1, ended=True), Held("p", 1))
     assert end.free(0) == 0
-    assert end.running() == [("p", 1)]
+    assert end.running() == [("p", 1), ("q", 1)]
     with pytest.raises(ProtocolError):
         ServerEnd().receive(encode([_hello(Held("p", 1, offer=1))]))
 
@@ -87,6 +87,12 @@ def test_a_finish_always_counts_and_ends_the_reports() -> None:
     assert end.receive(encode([finish, RUNNING[0]])) == [finish]
     assert end.running() == []
     assert end.free(0) == 1
+
+
+def test_an_attempt_that_ended_while_the_link_was_away_may_still_tell_what_it_did() -> None:
+    end = _open(Held("p", 1, ended=True), resumes=(Resume("p", 1, wanted=True),))
+    assert end.receive(encode([*RUNNING, Finish("p", 1, "succeeded", items=1)]))[:-1] == RUNNING
+    assert end.running() == []
 
 
 def test_a_slot_comes_back_once() -> None:

@@ -110,7 +110,7 @@ class FakeServer:
         await self.send(Cancel(*key))
 
     async def finished(self, key: AttemptKey) -> Finish:
-        await self.until(lambda: self.attempts[key].finish)
+        await self.until(lambda: key in self.attempts and self.attempts[key].finish)
         finish = self.attempts[key].finish
         assert finish is not None
         return finish
@@ -190,9 +190,7 @@ class FakeServer:
         resumes = []
         for listed in hello.held:
             held = self.attempts.get((listed.prediction, listed.attempt), Held(wanted=False))
-            resumes.append(
-                Resume(listed.prediction, listed.attempt, held.wanted, len(held.items), len(held.log))
-            )
+            resumes.append(Resume(listed.prediction, listed.attempt, held.wanted, len(held.items), len(held.log)))
         welcome = messages.Welcome(1, len(self.hellos), "n1", "test", self.heartbeat_s, self.silence_s, resumes)
         self.end.welcome(resumes)
         await socket.send(encode([welcome]))
@@ -213,9 +211,7 @@ class ScriptedRunner:
     """A model whose input says what to do; `hold` waits for `release` or a cancel."""
 
     def __init__(self, slots: int = 2, schema: dict[str, Any] | None = None) -> None:
-        self.offer = Offer(
-            owner="acme", name="m", version="0" * 64, schema=schema, cog_version="0.23.1", slots=slots
-        )
+        self.offer = Offer(owner="acme", name="m", version="0" * 64, schema=schema, cog_version="0.23.1", slots=slots)
         self.started: list[tuple[str, int]] = []
         self.inputs: list[Any] = []
         self.restarts = self.failing_restarts = 0

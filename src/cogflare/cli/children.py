@@ -39,11 +39,14 @@ class Child:
                 start_new_session=True,
             )
 
+    def has_ended(self) -> bool:
+        """Say whether the process is over."""
+        return self._process.poll() is not None
+
     def check(self) -> None:
         """Raise `ChildError` if the process is over."""
-        status = self._process.poll()
-        if status is not None:
-            raise self.error(f"ended with status {status}")
+        if self.has_ended():
+            raise self.error(f"ended with status {self._process.returncode}")
 
     def error(self, what: str) -> ChildError:
         """Return an error about this process, with the end of its log."""

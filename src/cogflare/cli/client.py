@@ -15,6 +15,7 @@ import click
 import httpx2
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TIMEOUT = httpx2.Timeout(30, connect=5)
 _TOKENLESS = (
     "this server wants a token: set COGFLARE_TOKEN to one (`cogflare serve` shows an admin token at its first start,"
@@ -48,7 +49,9 @@ class Client:
     def __init__(self, server: str, token: str | None) -> None:
         self.server = _base(server)
         self._has_token = bool(token)
-        self._http = httpx2.Client(timeout=_TIMEOUT, headers=_headers(token))
+        # A proxy from the environment cannot know what listens on this machine.
+        is_here = urlsplit(self.server).hostname in _LOOPBACK
+        self._http = httpx2.Client(timeout=_TIMEOUT, headers=_headers(token), trust_env=not is_here)
 
     def __enter__(self) -> "Client":
         return self
@@ -124,7 +127,9 @@ class Client:
             return NotFound(detail, status)
         if status >= 500:
             return Unreachable(f"the server failed (HTTP {status}): {detail}", status)
-        return ApiError(f"the server refused this (HTTP {status}): {detail}", status)
+        # What is wrong with an input comes as a list, one line each.
+        gap = "\n" if detail.startswith("- ") else " "
+        return ApiError(f"the server refused this (HTTP {status}):{gap}{detail}", status)
 
 
 def with_client(command: Callable[..., None]) -> Callable[..., None]:

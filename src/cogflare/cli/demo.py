@@ -1,11 +1,12 @@
 """`cogflare demo`: the main job on this machine: a server, two workers, and Replicate's own client in front."""
 
 import json
+import re
 import secrets
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ EXAMPLES: Final = Path(__file__).parents[3] / "examples"
 OWNER: Final = "examples"
 PICTURE: Final = "cppn"
 TEXT: Final = "markov"
+_PACKAGE: Final = re.compile(r"\d  +\+ ")
+"""A line about one of many packages that are installed for a model."""
 _SERVER_S: Final = 20.0
 _SETUP_S: Final = 300.0
 _PREDICTION_S: Final = 60.0
@@ -96,8 +99,12 @@ class _Stage:
     def __enter__(self) -> "_Stage":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leave nothing behind; whoever is in a hurry presses Ctrl-C again."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """Leave nothing behind (who is in a hurry presses Ctrl-C again); name a process that ended too early."""
+        culprit = None
+        if error is not None:
+            culprit = next((child for child in self._children() if child.has_ended()), None)
+            say("ending early: stopping what was started")
         try:
             for child in self.workers.values():
                 child.ask(signal.SIGINT)
@@ -108,6 +115,8 @@ class _Stage:
         finally:
             for child in self._children():
                 child.kill()
+        if culprit is not None and not isinstance(error, KeyboardInterrupt):
+            culprit.check()
 
     def start(self) -> str:
         """Start everything; return an API token."""
@@ -134,7 +143,7 @@ class _Stage:
     def _children(self) -> list[Child]:
         return [*self.workers.values(), *([self._server] if self._server else [])]
 
-    def _wait(self, children: Any) -> None:
+    def _wait(self, children: Iterable[Child]) -> None:
         deadline = time.monotonic() + _DRAIN_S
         for child in children:
             child.wait(max(0.0, deadline - time.monotonic()))
@@ -166,7 +175,8 @@ class _Stage:
             }
             for name, child in self.workers.items():
                 for line in child.new_lines():
-                    aside(name, line)
+                    if not _PACKAGE.search(line):
+                        aside(name, line)
                 child.check()
             waiting = {name for name in waiting if f"{OWNER}/{name}" not in here}
             if waiting and time.monotonic() - began > _SETUP_S:
@@ -198,7 +208,6 @@ def _paint(client: Any, stage: _Stage, output: Path) -> None:
             for url in (prediction.output or [])[frames:]:
                 frames += 1
                 aside("output", url)
-    _demand_success(prediction)
     url = prediction.output[-1]
     say(f"the last frame is {save(url, output)}, served at {url}")
     say(f"it took {duration(prediction.metrics['predict_time'])} on the worker")
@@ -212,11 +221,12 @@ def _write(client: Any, stage: _Stage) -> None:
     with _watched(stage, TEXT, prediction):
         click.echo(f"    {_TEXT_INPUT['prompt']}", nl=False)
         tokens = 0
-        for token in prediction.output_iterator():
-            tokens += 1
-            click.echo(visible(token), nl=False)
-        click.echo()
-    _demand_success(prediction)
+        try:
+            for token in prediction.output_iterator():
+                tokens += 1
+                click.echo(visible(token), nl=False)
+        finally:
+            click.echo()
     say(f"{tokens} tokens in {duration(prediction.metrics['predict_time'])}")
 
 
@@ -237,13 +247,10 @@ def _watched(stage: _Stage, name: str, prediction: Any) -> Iterator[None]:
     """Turn whatever goes wrong with a prediction into an error that shows what its worker said last."""
     try:
         yield
+        if prediction.status != "succeeded" or not prediction.output:
+            raise DemoError(f"it {prediction.status}: {prediction.error or 'no output'}")
     except Exception as error:
         raise stage.workers[name].error(f"or the server let prediction {prediction.id} down ({error})") from error
-
-
-def _demand_success(prediction: Any) -> None:
-    if prediction.status != "succeeded" or not prediction.output:
-        raise DemoError(f"prediction {prediction.id} {prediction.status}: {prediction.error or 'no output'}")
 
 
 def _replicate() -> Any:

@@ -1,13 +1,10 @@
 """Output files: found in an output, fetched, and saved beside what is there already."""
 
-import binascii
-import mimetypes
 import re
-from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import click
 import httpx2
@@ -24,7 +21,7 @@ class DownloadError(click.ClickException):
 def file_urls(output: Any) -> Iterator[str]:
     """Yield the URLs of an output that is declared to hold files, wherever they stand in it."""
     if isinstance(output, str):
-        if output.startswith(("http://", "https://", "data:")):
+        if output.startswith(("http://", "https://")):
             yield output
     elif isinstance(output, list):
         for item in output:
@@ -50,18 +47,13 @@ def save(url: str, folder: Path) -> Path:
         # A file that is only half there would look like the whole one.
         if target is not None:
             target.unlink(missing_ok=True)
-        if isinstance(error, OSError | httpx2.HTTPError | binascii.Error | ValueError):
-            shown = url if len(url) < 200 else f"{url[:60]}…"
-            raise DownloadError(f"the output {shown} was not saved in {folder}: {error}") from error
+        if isinstance(error, OSError | httpx2.HTTPError | httpx2.InvalidURL):
+            raise DownloadError(f"the output {url} was not saved in {folder}: {error}") from error
         raise
     return target
 
 
 def _content(url: str) -> Iterator[bytes]:
-    if url.startswith("data:"):
-        head, _, body = url.partition(",")
-        yield b64decode(unquote(body)) if head.endswith(";base64") else unquote_to_bytes(body)
-        return
     with httpx2.stream("GET", url, timeout=_TIMEOUT, follow_redirects=True) as response:
         response.raise_for_status()
         yield from response.iter_bytes()
@@ -69,8 +61,6 @@ def _content(url: str) -> Iterator[bytes]:
 
 def _name(url: str) -> str:
     """Return a file name without anything that could lead out of the folder or hide the file."""
-    if url.startswith("data:"):
-        return "output" + (mimetypes.guess_extension(url[5:].split(",")[0].split(";")[0]) or ".bin")
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     return _UNSAFE.sub("_", name).lstrip(".")[-_MAX_NAME:] or "output"
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cogflare.cli.client import Client, Unreachable
 from cogflare.cli.downloads import file_urls, save
-from cogflare.cli.output import duration, visible
+from cogflare.cli.output import duration, seconds_between, visible
 from cogflare.domain.phases import TERMINAL, Status
 from cogflare.domain.schemas import has_file_outputs, output_kind
 
@@ -78,7 +78,7 @@ class Feed:
     def _show_start(self, prediction: dict[str, Any]) -> None:
         if not self._has_started and prediction["status"] == Status.PROCESSING:
             self._has_started = True
-            self.note(f"started after {duration(time.monotonic() - self._began)} in the queue")
+            self.note(f"started after {duration(seconds_between(prediction['created_at'], prediction['started_at']))}")
             self._began = time.monotonic()
 
     def _show_logs(self, logs: str, is_ended: bool) -> None:
@@ -114,7 +114,7 @@ class Feed:
             click.echo(_for_terminal(value if isinstance(value, str) else msgspec.json.encode(value).decode()))
         for url in urls:
             path = save(url, self._folder or Path())
-            click.echo(f"{path}\t{url if not url.startswith('data:') else url.partition(',')[0]}")
+            click.echo(f"{path}\t{url}")
 
     def _show_progress(self) -> None:
         if not self._console.is_terminal or (self._kind == "text" and self._items):

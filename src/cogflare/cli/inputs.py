@@ -155,7 +155,7 @@ def _range(node: dict[str, Any]) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     if low is None and high is None:
         return ""
-    return f" {'' if low is None else low}..{'' if high is None else high}"
+    return f" {'' if low is None else f'{low:.15g}'}..{'' if high is None else f'{high:.15g}'}"
 
 
 def _spoken(types: frozenset[str]) -> str:

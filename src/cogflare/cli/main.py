@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import click
 
+from cogflare.cli.bench import bench
 from cogflare.cli.demo import demo
 from cogflare.cli.fleet import account, models, workers
 from cogflare.cli.predict import predict
@@ -24,7 +25,7 @@ def cogflare() -> None:
     """One Replicate-compatible API in front of every GPU you can reach."""
 
 
-for command in (serve, worker, predict, predictions, models, workers, tokens, account, demo):
+for command in (serve, worker, predict, predictions, models, workers, tokens, account, demo, bench):
     cogflare.add_command(command)
 
 

@@ -76,10 +76,15 @@ def time_of(text: str | None) -> str:
 
 def age(text: str | None) -> str:
     """Say how long ago an RFC 3339 time was."""
-    if not text:
-        return _DASH
-    then = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return f"{duration(max(0.0, (datetime.now(UTC) - then).total_seconds()))} ago"
+    seconds = seconds_between(text, datetime.now(UTC).isoformat())
+    return _DASH if seconds is None else f"{duration(max(0.0, seconds))} ago"
+
+
+def seconds_between(first: str | None, second: str | None) -> float | None:
+    """Return the seconds from one RFC 3339 time to another, None where one of them is missing."""
+    if not first or not second:
+        return None
+    return (datetime.fromisoformat(second) - datetime.fromisoformat(first)).total_seconds()
 
 
 def duration(seconds: float | None) -> str:

@@ -78,7 +78,7 @@ class Accounts:
 
     async def ensure_admin(self, secret: str | None) -> Created | None:
         """See to it that an admin token exists: the configured one, or on the first start a new one, returned once."""
-        if secret is None and await store.has_admin(self._db):
+        if secret is None and await store.has_admin(self._db, self._clock.wall()):
             return None
         return await self.create("admin", "admin", "first start" if secret is None else "configured", secret=secret)
 

@@ -127,9 +127,7 @@ class Dispatcher:
     def claim(self, seat: Seat) -> list[Statement]:
         """Return the statements of a claim for a reserved slot; pass the rows they return to `settle`."""
         now = self._clock.wall()
-        wish = Claim(
-            new_id(now), seat.link.worker, seat.link.epoch, seat.model_queue, seat.version_queue, seat.version
-        )
+        wish = Claim(new_id(now), seat.link.worker, seat.link.epoch, seat.model_queue, seat.version_queue, seat.version)
         return store.claim(wish, now)
 
     def settle(self, seat: Seat, rows: Sequence[list[Row]]) -> Claimed | None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.ids import model_queue, version_queue
@@ -441,8 +441,10 @@ class Link:
         base = predictions.new_base(claimed.prediction)
         live = Live(*key, claimed.account, claimed.version, claimed.created_at, self, base=base)
         predictions.lives[claimed.prediction] = live
-        fits = claimed.input is not None and len(claimed.input) * 4 < _INPUT_ROOM
-        message = Assign(*key, offer, store.raw(claimed.input) if fits and claimed.input is not None else UNSET)
+        known = base.input if base is not None else UNSET
+        given = known if claimed.input is None else store.raw(claimed.input)
+        fits = not isinstance(given, UnsetType) and len(memoryview(given)) < _INPUT_ROOM
+        message = Assign(*key, offer, given if fits else UNSET)
         self._end.take(message)
         self.say(message)
 

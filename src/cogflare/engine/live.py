@@ -5,17 +5,16 @@ in the store as chunks; the rest is written by the next checkpoint, or by the un
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+import msgspec
 from msgspec import Raw
 
 from cogflare.domain.phases import Status
+from cogflare.engine.views import PredictionView
 from cogflare.protocol.codec import ProtocolError
 from cogflare.protocol.messages import AttemptKey
 from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, cut
-
-if TYPE_CHECKING:
-    from cogflare.engine.views import PredictionView
 
 
 class Holder(Protocol):
@@ -38,7 +37,7 @@ class Live:
     version: str
     created_at: int
     holder: "Holder"
-    base: "PredictionView | None" = None
+    base: PredictionView | None = None
     started_at: int | None = None
     items: list[bytes] = field(default_factory=list)
     log: bytearray = field(default_factory=bytearray)
@@ -52,11 +51,6 @@ class Live:
     def key(self) -> AttemptKey:
         """The attempt's name on the link."""
         return self.prediction, self.attempt
-
-    @property
-    def status(self) -> Status:
-        """What clients see while it runs."""
-        return Status.STARTING if self.started_at is None else Status.PROCESSING
 
     def add_items(self, index: int, items: list[Raw]) -> None:
         """Take output items that begin at `index`, skipping known ones; raises `ProtocolError` on a gap."""
@@ -126,3 +120,19 @@ class Live:
             chunks.append(Chunk(self.prediction, self.attempt, "log", position, part))
             position += len(part.encode())
         return chunks
+
+
+def view_live(base: PredictionView, live: Live) -> PredictionView:
+    """Show a prediction that runs on this node: newer than what is stored."""
+    output = b"[" + b",".join(live.items) + b"]" if live.items else None
+    started = base.started_at if live.started_at is None else (base.started_at or live.started_at)
+    return msgspec.structs.replace(
+        base,
+        version=live.version,
+        status=Status.STARTING if started is None else Status.PROCESSING,
+        attempt=live.attempt,
+        started_at=started,
+        output=output,
+        logs=live.logs(),
+        metrics=msgspec.json.encode(live.metrics).decode() if live.metrics else None,
+    )

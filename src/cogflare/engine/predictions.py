@@ -16,8 +16,8 @@ from cogflare.domain.phases import Outcome, Phase, Status
 from cogflare.engine import endings
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
-from cogflare.engine.live import Live
-from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_live
+from cogflare.engine.live import Live, view_live
+from cogflare.engine.views import PredictionView, load_parts, view, view_ended
 from cogflare.engine.waiters import Ended, Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
 from cogflare.store import catalog as catalog_store
@@ -302,6 +302,8 @@ class Predictions:
             row.id, row.attempt, status, now=now, error=error, output_items=items, log_bytes=log_bytes, metrics=metrics
         )
         if row.phase in (Phase.ASSIGNED, Phase.RUNNING):
+            # What the output has shown so far may name files.
+            statements.append(Statement("bind_files", {"prediction": row.id, "attempt": row.attempt}))
             if live is not None:
                 chunks = live.uncommitted()
                 statements += [store.append_chunks(chunks)] if chunks else []

@@ -6,7 +6,6 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.domain.phases import Phase, Status
-from cogflare.engine.live import Live
 from cogflare.engine.waiters import Ended
 from cogflare.store import predictions as store
 from cogflare.store.base import Database
@@ -110,22 +109,6 @@ def view(row: PredictionRow, parts: Parts) -> PredictionView:
         webhook=row.webhook,
         webhook_events=row.webhook_events,
         data_removed=bool(row.data_removed),
-    )
-
-
-def view_live(base: PredictionView, live: Live) -> PredictionView:
-    """Show a prediction that runs on this node: newer than what is stored."""
-    output = b"[" + b",".join(live.items) + b"]" if live.items else None
-    started = base.started_at if live.started_at is None else (base.started_at or live.started_at)
-    return msgspec.structs.replace(
-        base,
-        version=live.version,
-        status=Status.STARTING if started is None else Status.PROCESSING,
-        attempt=live.attempt,
-        started_at=started,
-        output=output,
-        logs=live.logs(),
-        metrics=msgspec.json.encode(live.metrics).decode() if live.metrics else None,
     )
 
 

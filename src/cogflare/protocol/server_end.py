@@ -101,7 +101,8 @@ class ServerEnd:
                 raise ProtocolError(f"attempt of {held.prediction} is on an offer that was not made")
             key = (held.prediction, held.attempt)
             if key not in self.occupants:
-                self.occupants[key] = Occupant(held.offer, running=not held.ended)
+                # One that ended meanwhile too: what it said before its finish is still to be sent again.
+                self.occupants[key] = Occupant(held.offer)
                 self._used[held.offer] += 1
 
     def _resize(self, message: Capacity) -> bool:

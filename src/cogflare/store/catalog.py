@@ -107,9 +107,9 @@ async def list_tokens(db: Database, account: str | None, after: str, limit: int)
     return [TokenRow(*row) for row in await db.read("list_tokens", account=account, after=after, limit=limit)]
 
 
-async def has_admin(db: Database) -> bool:
+async def has_admin(db: Database, now: int) -> bool:
     """Say whether a valid admin token exists."""
-    return bool((await db.read("count_admins"))[0][0])
+    return bool((await db.read("count_admins", now=now))[0][0])
 
 
 async def find_model(db: Database, account: str, owner: str, name: str) -> Model | None:

@@ -90,7 +90,7 @@ class CogFolderRunner:
             output=Path(self._scratch.name) / "server.log",
         )
         server = CogServer(f"http://127.0.0.1:{port}")
-        ready = asyncio.ensure_future(wait_ready(server, launch.log, _REACH_S, process.tail))
+        ready = asyncio.ensure_future(wait_ready(server, launch.log, _REACH_S, process.news))
         ended = asyncio.ensure_future(process.ended())
         try:
             await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)

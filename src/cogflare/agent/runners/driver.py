@@ -19,6 +19,7 @@ _WATCH_S, _IDLE_WATCH_S = 1.0, 5.0
 _PATIENCE = 3
 _GONE_S = 15.0
 _TAIL_LINES = 20
+_LAST_WORDS_S = 0.03  # from the answer "ready" until the last line of the setup is written, at most
 
 
 class Breakage:
@@ -157,28 +158,33 @@ class CogDriver:
             following.lose("the Cog server does not know the run any more")
 
 
-async def wait_ready(server: CogServer, log: LogSink, reach_s: float, tail: Callable[[], str] = lambda: "") -> Health:
+async def wait_ready(server: CogServer, log: LogSink, reach_s: float, news: Callable[[], str] | None = None) -> Health:
     """Wait until the server is ready, passing its setup log on; raises `SetupFailed`.
 
-    It may take any time to set up, but has to answer at all within ``reach_s`` seconds. ``tail`` gives what else it
-    wrote, for the message.
+    It may take any time to set up, but has to answer at all within ``reach_s`` seconds. Where its output can be read,
+    ``news`` gives what it has written since the last call: coglet sometimes leaves the end out of the log it reports.
     """
-    said, pause, deadline = 0, 0.02, time.monotonic() + reach_s
+    said, pause, deadline = "", 0.02, time.monotonic() + reach_s
     while True:
         try:
             health = await server.health()
         except (httpx2.HTTPError, ValueError) as error:
+            health = None
             if time.monotonic() > deadline:
-                raise SetupFailed(f"the Cog server does not answer: {error!r}\n{tail()}".rstrip()) from error
-        else:
-            if len(health.setup_logs) > said:
-                log(health.setup_logs[said:])
-                said = len(health.setup_logs)
-            if health.status in ("READY", "BUSY"):
-                return health
-            if health.status != "STARTING":
-                why = last_lines(health.setup_logs) or tail()
-                raise SetupFailed(f"the model's setup ended as {health.status}\n{why}".rstrip())
+                raise SetupFailed(f"the Cog server does not answer: {error!r}\n{last_lines(said)}".rstrip()) from error
+        if health and health.status != "STARTING" and news:
+            await asyncio.sleep(_LAST_WORDS_S)
+        text = news() if news else health.setup_logs[len(said) :] if health else ""
+        if text:
+            log(text)
+            said += text
+        if health and health.status in ("READY", "BUSY"):
+            return health
+        if health and health.status != "STARTING":
+            if news:  # the traceback stands in the reported log alone
+                log(health.setup_logs)
+            why = last_lines(health.setup_logs) or last_lines(said)
+            raise SetupFailed(f"the model's setup ended as {health.status}\n{why}".rstrip())
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.5)
 

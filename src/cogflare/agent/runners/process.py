@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 _GONE_S = 2.0
 _TAIL_BYTES = 8192
 
@@ -27,6 +29,7 @@ class ServerProcess:
 
     def __init__(self, process: asyncio.subprocess.Process, output: Path) -> None:
         self._process, self._output = process, output
+        self._read = 0
         self.pid = process.pid
 
     @classmethod
@@ -46,7 +49,7 @@ class ServerProcess:
         other systems it does either way). An agent that adopts living servers says no here.
         """
         tie = ["-c", _TIED, str(os.getpid())] if dies_with_agent else []
-        with output.open("ab") as sink:
+        with output.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
                 python, *tie, *arguments,
                 cwd=folder, env=dict(environ), start_new_session=True,
@@ -68,7 +71,15 @@ class ServerProcess:
         """The end of what it wrote."""
         with self._output.open("rb") as output:
             output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return output.read().decode(errors="replace")
+            return plain(output.read())
+
+    def news(self) -> str:
+        """What it has written since the last call, in whole lines."""
+        with self._output.open("rb") as output:
+            output.seek(self._read)
+            lines, newline, _ = output.read().rpartition(b"\n")
+        self._read += len(lines) + len(newline)
+        return plain(lines + newline)
 
     async def stop(self, grace_s: float) -> None:
         """End the whole group: ask, and after ``grace_s`` seconds kill. Returns once none of it is left."""
@@ -90,6 +101,18 @@ class ServerProcess:
         except ProcessLookupError:
             return False
         return True
+
+
+def plain(output: bytes) -> str:
+    """A server's output with the messages in place of coglet's JSON lines."""
+    return "".join(_message(line) for line in output.decode(errors="replace").splitlines())
+
+
+def _message(line: str) -> str:
+    try:
+        return f"{msgspec.json.decode(line)['fields']['message']}\n"
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return f"{line}\n"
 
 
 def free_port() -> int:

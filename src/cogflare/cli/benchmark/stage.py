@@ -38,7 +38,7 @@ class Stage:
         arguments = ["serve", "--data", str(self._folder), "--port", "0", "--ready-file", str(ready)]
         if self._database_url is not None:
             arguments += ["--database-url", self._database_url]
-        server = self._start("server", "cogflare.cli.main", *arguments)
+        server = self._start("server", "cogflare.cli", *arguments)
         self._until(server, ready.exists)
         self.url = json.loads(ready.read_text())["url"]
         return self

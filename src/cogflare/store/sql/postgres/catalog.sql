@@ -35,7 +35,8 @@ UPDATE tokens SET revoked_at = coalesce(revoked_at, :now)
 WHERE id = :id AND (:account::text IS NULL OR account = :account) RETURNING id;
 
 -- name: count_admins
-SELECT count(*) FROM tokens WHERE kind = 'admin' AND revoked_at IS NULL;
+SELECT count(*) FROM tokens WHERE kind = 'admin' AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > :now::bigint);
 
 -- name: register_model
 INSERT INTO models (account, owner, name, created_at) VALUES (:account, :owner, :name, :now)

@@ -1,0 +1,370 @@
+"""Processes that are killed, stopped and stalled: what was accepted ends right, and runs once wherever its worker lived."""
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+
+from support.processes import Server, Stage, until
+from support.scripted_worker import item, line
+
+PREDICTIONS = 50
+
+
+def joined(items: int, make: Callable[[int], str]) -> list[str]:
+    """Return what a script has yielded or logged in all."""
+    return [make(index) for index in range(items)]
+
+
+def create_all(server: Server, seconds: float, steps: int = 20) -> list[str]:
+    """Create predictions of all kinds, all of which log and half of which yield."""
+    kinds = ["me/iterator", "me/single"] * (PREDICTIONS // 2)
+    return [server.create(kind, seconds=seconds, log=steps, items=steps, output=kind) for kind in kinds]
+
+
+def start_workers(stage: Stage, server: Server) -> None:
+    """Start one worker of each kind of model, with room for all predictions."""
+    workers = [stage.scripted(server, kind, slots=PREDICTIONS) for kind in ("single", "iterator")]  # type: ignore[arg-type]
+    for worker in workers:
+        worker.connected()
+
+
+def wait_until_shown(server: Server, predictions: Sequence[str]) -> None:
+    """Wait until all predictions run, and one has shown something."""
+    for prediction in predictions:
+        server.processing(prediction)
+    until(lambda: server.get(predictions[-1])["logs"], "log line")
+
+
+def check_complete(stage: Stage, server: Server, predictions: Sequence[str], steps: int = 20) -> None:
+    """Check that each prediction ended as its script says, after one run of its model, without gaps or doubles."""
+    for prediction in predictions:
+        shown = server.ended(prediction)
+        assert (shown["status"], shown["error"]) == ("succeeded", None)
+        assert shown["logs"].splitlines(keepends=True) == joined(steps, line)
+        expected = "me/single" if shown["model"] == "me/single" else joined(steps, item)
+        assert shown["output"] == expected
+    assert stage.runs() == dict.fromkeys(predictions, 1)
+    check_quiet(server)
+
+
+def check_quiet(server: Server) -> None:
+    """Check that no worker holds a slot any more."""
+    until(lambda: all(worker["busy"] == 0 for worker in server.workers().values()), "free slots")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def server(request: pytest.FixtureRequest, stage: Stage, new_url: Callable[[str], str]) -> Server:
+    """A server on each database."""
+    return stage.server(database_url=new_url(str(request.param)))
+
+
+class Patient:
+    """A client that creates with `Prefer: wait` and, whatever happens to its connection, asks again for the result."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._token = server.token()
+
+    def run(self, seconds: float, output: str) -> Any:
+        """Return the output of a prediction whose create may have been cut off."""
+        headers = {"Authorization": f"Bearer {self._token}", "Prefer": "wait=30"}
+        script = {"input": {"seconds": seconds, "output": output}}
+        address = f"{self._server.url}/v1/models/me/single/predictions"
+        try:
+            shown = httpx2.post(address, headers=headers, json=script, timeout=60).json()
+        except httpx2.TransportError:
+            shown = self._found(output)
+        end = until(lambda: self._ended(shown["id"]), f"end of {shown['id']}")
+        return end["output"]
+
+    def _found(self, output: str) -> dict[str, Any]:
+        """Find the prediction by its input, since its id was lost with the connection."""
+
+        def look() -> dict[str, Any] | None:
+            page = self._get("/v1/predictions")
+            return next((one for one in page["results"] if one["input"]["output"] == output), None) if page else None
+
+        found = until(look, "prediction of a create that was cut off")
+        assert found is not None
+        return found
+
+    def _ended(self, prediction: str) -> dict[str, Any] | None:
+        shown = self._get(f"/v1/predictions/{prediction}")
+        return shown if shown is not None and shown["status"] == "succeeded" else None
+
+    def _get(self, path: str) -> dict[str, Any] | None:
+        try:
+            headers = {"Authorization": f"Bearer {self._token}"}
+            found: dict[str, Any] = httpx2.get(self._server.url + path, headers=headers).json()
+        except httpx2.TransportError:
+            return None
+        return found
+
+
+# --- the server ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_server_loses_nothing(stage: Stage, server: Server) -> None:
+    start_workers(stage, server)
+    predictions = create_all(server, seconds=3)
+    wait_until_shown(server, predictions)
+    server.restart()
+    check_complete(stage, server, predictions)
+    for prediction in predictions:
+        assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["succeeded"]
+
+
+def test_a_server_that_is_killed_over_and_over_loses_nothing(stage: Stage) -> None:
+    """Some runs end while no server is there, some queue while no worker has come back yet."""
+    server = stage.server()
+    workers = [stage.scripted(server, kind, slots=10) for kind in ("single", "iterator")]  # type: ignore[arg-type]
+    for worker in workers:
+        worker.connected()
+    predictions = create_all(server, seconds=0.5)
+    for _ in range(3):
+        done = sum(stage.runs().values())
+        until(lambda seen=done: sum(stage.runs().values()) > seen, "model that runs")  # type: ignore[misc]
+        server.kill9()
+        server.start()
+    check_complete(stage, server, predictions)
+
+
+def test_clients_that_wait_get_their_results_after_a_kill(stage: Stage) -> None:
+    server = stage.server()
+    stage.scripted(server, slots=20).connected()
+    client = Patient(server)
+    names = [f"answer {number}" for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(client.run, 2.0, name) for name in names]
+        until(lambda: len(stage.runs()) == 20, "start of all predictions")
+        server.restart()
+        assert [answer.result(60) for answer in answers] == names
+    assert set(stage.runs().values()) == {1}
+
+
+def test_a_server_that_stops_in_order_loses_nothing(stage: Stage) -> None:
+    server = stage.server()
+    start_workers(stage, server)
+    predictions = create_all(server, seconds=3)
+    wait_until_shown(server, predictions)
+    assert server.stop() == 0
+    server.start()
+    check_complete(stage, server, predictions)
+    assert "Traceback" not in server.log()
+
+
+def test_a_server_that_stops_answers_those_who_wait(stage: Stage) -> None:
+    server = stage.server()
+    stage.scripted(server).connected()
+    answers: list[httpx2.Response] = []
+    order = {"json": {"input": {"seconds": 3}}, "headers": {"Prefer": "wait"}}
+    token = server.token()
+    waiting = threading.Thread(
+        target=lambda: answers.append(server.call("POST", "/v1/models/me/single/predictions", token=token, **order))
+    )
+    waiting.start()
+    until(lambda: stage.runs(), "start of the prediction")
+    assert server.stop() == 0
+    waiting.join(10)
+    assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(201, "starting")]
+    server.start()
+    assert server.ended(answers[0].json()["id"])["status"] == "succeeded"
+
+
+# --- workers ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_worker_held_runs_elsewhere(stage: Stage) -> None:
+    server = stage.server(close_grace_s="0.5")
+    doomed = stage.scripted(server, slots=5, name="doomed").connected()
+    predictions = [server.create(seconds=4, log=40, output=number) for number in range(5)]
+    for prediction in predictions:
+        server.processing(prediction)
+    heir = stage.scripted(server, slots=5, name="heir").connected()
+    first, second = doomed.id, heir.id
+    doomed.kill9()
+    for number, prediction in enumerate(predictions):
+        shown = server.ended(prediction)
+        assert (shown["status"], shown["output"]) == ("succeeded", number)
+        assert shown["logs"].splitlines(keepends=True) == joined(40, line)
+        lost, ran = server.attempts(prediction)
+        assert (lost["attempt"], lost["worker"], lost["outcome"]) == (1, first, "lost")
+        assert "did not come back" in lost["reason"]
+        assert lost["started_at"] is not None
+        assert lost["ended_at"] == lost["slot_freed_at"] <= ran["claimed_at"]
+        assert (ran["attempt"], ran["worker"], ran["outcome"], ran["reason"]) == (2, second, "succeeded", None)
+        assert stage.pids(prediction) == [doomed.pid, heir.pid]
+    check_quiet(server)
+
+
+def test_text_that_was_shown_is_not_run_again(stage: Stage) -> None:
+    server = stage.server(close_grace_s="0.5")
+    doomed = stage.scripted(server, "text").connected()
+    prediction = server.create("me/text", seconds=60, items=300)
+    until(lambda: server.get(prediction)["output"], "output")
+    doomed.kill9()
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["error"]) == ("failed", "Prediction interrupted; please retry (code: PA)")
+    assert shown["output"] == joined(len(shown["output"]), item)
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["lost"]
+
+
+def test_a_worker_that_is_started_again_delivers_what_its_predecessor_finished(stage: Stage) -> None:
+    """The finish is on the worker's disk: the server is away when the run ends, and the worker is killed then."""
+    server = stage.server()
+    worker = stage.scripted(server, name="same").connected()
+    prediction = server.create(seconds=1, log=3, output="kept")
+    server.processing(prediction)
+    server.kill9()
+    until(lambda: f"{prediction} succeeded" in worker.log(), "end of the run")
+    worker.kill9()
+    server.start()
+    stage.scripted(server, name="same").connected()
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["output"]) == ("succeeded", "kept")
+    assert shown["logs"].splitlines(keepends=True) == joined(3, line)
+    assert stage.runs() == {prediction: 1}
+
+
+def test_a_worker_that_stalls_for_less_than_the_lease_keeps_its_predictions(stage: Stage) -> None:
+    server = stage.server(lease_s="15")
+    stalled = stage.scripted(server, slots=3, name="stalled").connected()
+    predictions = [server.create(seconds=1, log=5, output=number) for number in range(3)]
+    for prediction in predictions:
+        server.processing(prediction)
+    stage.scripted(server, slots=3, name="other").connected()
+    stalled.signal(signal.SIGSTOP)
+    until(lambda: server.log().count("worker silent"), "worker that is silent")
+    later = server.create(output="by the other")
+    assert server.ended(later)["output"] == "by the other"
+    assert stage.pids(later) != [stalled.pid]
+    stalled.signal(signal.SIGCONT)
+    for number, prediction in enumerate(predictions):
+        assert server.ended(prediction)["output"] == number
+        assert stage.pids(prediction) == [stalled.pid]
+        assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["succeeded"]
+    check_quiet(server)
+
+
+def test_a_worker_that_stalls_for_longer_than_the_lease_is_given_up(stage: Stage) -> None:
+    """Its late result changes nothing, and its slot is free again once it has learned of that."""
+    server = stage.server(lease_s="2")
+    stalled = stage.scripted(server, name="stalled").connected()
+    prediction = server.create(seconds=1, output="right")
+    server.processing(prediction)
+    heir = stage.scripted(server, name="heir").connected()
+    stalled.signal(signal.SIGSTOP)
+    assert server.ended(prediction)["output"] == "right"
+    assert stage.pids(prediction) == [stalled.pid, heir.pid]
+    before = server.get(prediction)
+    stalled.signal(signal.SIGCONT)
+    others = [server.create(seconds=0.3, output=number) for number in range(4)]
+    for other in others:
+        assert server.ended(other)["status"] == "succeeded"
+    until(lambda: any(stage.pids(other) == [stalled.pid] for other in others) or _again(server, stage, stalled.pid), "slot")
+    assert server.get(prediction) == before
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["lost", "succeeded"]
+    check_quiet(server)
+
+
+def _again(server: Server, stage: Stage, pid: int) -> bool:
+    """Say whether the worker of this process takes one of two predictions that run side by side."""
+    pair = [server.create(seconds=0.2) for _ in range(2)]
+    for prediction in pair:
+        server.ended(prediction)
+    return any(stage.pids(prediction) == [pid] for prediction in pair)
+
+
+def test_a_model_that_dies_is_tried_again_until_it_is_struck_out(stage: Stage) -> None:
+    server = stage.server(max_strikes="2")
+    for worker in [stage.scripted(server), stage.scripted(server)]:
+        worker.connected()
+    survivor, victim = server.create(crash=1, output="at last"), server.create(crash=9)
+    assert server.ended(survivor)["output"] == "at last"
+    shown = server.ended(victim)
+    assert shown["status"] == "failed"
+    assert "lost 2 times" in shown["error"]
+    for prediction, outcomes in ((survivor, ["lost", "succeeded"]), (victim, ["lost", "lost"])):
+        attempts = server.attempts(prediction)
+        assert [attempt["outcome"] for attempt in attempts] == outcomes
+        assert all(attempt["started_at"] for attempt in attempts)
+        assert attempts[0]["worker"] != attempts[1]["worker"]
+    check_quiet(server)
+
+
+def test_ctrl_c_drains_a_worker(stage: Stage) -> None:
+    server = stage.server()
+    leaving = stage.scripted(server, slots=2).connected()
+    running = [server.create(seconds=1, output=number) for number in range(2)]
+    for prediction in running:
+        server.processing(prediction)
+    waiting = server.create(output="later")
+    leaving.signal(signal.SIGINT)
+    assert leaving.join() == 0
+    for number, prediction in enumerate(running):
+        shown = server.get(prediction)
+        assert (shown["status"], shown["output"]) == ("succeeded", number)
+    assert leaving.state == "offline"
+    assert server.get(waiting)["status"] == "starting"
+    stage.scripted(server)
+    assert server.ended(waiting)["output"] == "later"
+    assert set(stage.runs().values()) == {1}
+
+
+def test_ctrl_c_twice_hands_everything_over_at_once(stage: Stage) -> None:
+    server = stage.server()
+    leaving = stage.scripted(server, slots=2, name="leaving").connected()
+    heir = stage.scripted(server, slots=2, name="heir")
+    predictions = [server.create(seconds=1, output=number) for number in range(2)]
+    until(lambda: len(stage.runs()) == 2, "start of all predictions")
+    heir.connected()
+    leaving.signal(signal.SIGINT)
+    until(lambda: "draining" in leaving.log(), "drain")
+    leaving.signal(signal.SIGINT)
+    assert leaving.join() == 130
+    for number, prediction in enumerate(predictions):
+        assert server.ended(prediction, 10)["output"] == number
+        lost = server.attempts(prediction)[0]
+        assert (lost["outcome"], lost["reason"]) == ("lost", f"worker {leaving.id} left (stopped)")
+        assert stage.pids(prediction) == [leaving.pid, heir.pid]
+    check_quiet(server)
+
+
+# --- cancel -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_frees_the_slot_once_the_model_lets_go(stage: Stage) -> None:
+    server = stage.server()
+    worker = stage.scripted(server).connected()
+    running, waiting = server.create(seconds=60, log=600, stubborn=1), server.create(output="next")
+    until(lambda: server.get(running)["logs"], "log line")
+    shown = server.ask("POST", f"/v1/predictions/{running}/cancel")
+    assert shown["status"] == "canceled"
+    assert server.workers()[worker.name]["busy"] == 1
+    assert server.get(waiting)["status"] == "starting"
+    assert server.ended(waiting)["output"] == "next"
+    assert server.get(running) == shown
+    canceled, served = server.attempts(running)[0], server.attempts(waiting)[0]
+    assert canceled["outcome"] == "canceled"
+    assert canceled["ended_at"] < canceled["slot_freed_at"] <= served["claimed_at"]
+    check_quiet(server)
+
+
+def test_a_cancel_while_the_server_restarts_reaches_the_worker(stage: Stage) -> None:
+    """The worker hears of it when it comes back, wherever the cancel was written meanwhile."""
+    server = stage.server()
+    worker = stage.scripted(server).connected()
+    prediction = server.create(seconds=60)
+    server.processing(prediction)
+    worker.signal(signal.SIGSTOP)
+    server.restart()
+    assert server.ask("POST", f"/v1/predictions/{prediction}/cancel")["status"] == "canceled"
+    worker.signal(signal.SIGCONT)
+    assert server.ended(server.create(output="free again"))["output"] == "free again"
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["canceled"]
+    check_quiet(server)

@@ -1,0 +1,65 @@
+"""Writes docs/reference/cli.md from the commands themselves: `make docs`; a test fails when the page is out of date."""
+
+import re
+from collections.abc import Iterator
+
+import click
+
+from cogflare.cli.main import cogflare
+
+_INTRODUCTION = """# Command line
+
+Made from `cogflare --help` by `make docs`; do not edit by hand.
+
+Commands that talk to a server take its address from `--server` or `COGFLARE_SERVER` and a token from `--token` or
+`COGFLARE_TOKEN`. Results go to standard output, everything else to standard error. On a terminal, lists are tables; into a
+pipe they are tab-separated lines without headings; with `--json` they are the API's own objects, one a line.
+
+Exit codes: 0 done, 1 failed (a prediction failed, or the server cannot be reached), 2 refused (wrong usage, or the server
+said no), 3 the prediction was canceled, 130 interrupted.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    return _INTRODUCTION + "".join(f"\n{section}" for section in _sections(cogflare, "cogflare", 2))
+
+
+def _sections(command: click.Command, path: str, depth: int) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        if depth > 2:
+            yield f"## {path}\n\n{_plain(command.help)}\n"
+        for name, child in sorted(command.commands.items()):
+            yield from _sections(child, f"{path} {name}", depth + 1)
+        return
+    context = click.Context(command, info_name=path)
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
+    rows = [f"| {_names(option)} | {_describe(option)} |" for option in options]
+    table = "\n".join(["", "| Option | |", "|---|---|", *rows, ""]) if rows else ""
+    yield f"{'#' * min(depth, 3)} {path}\n\n    {usage}\n\n{_plain(command.help)}\n{table}"
+
+
+def _names(option: click.Option) -> str:
+    context = click.Context(click.Command("x"))
+    value = "" if option.is_flag else f" {option.make_metavar(context)}"
+    return f"`{', '.join(sorted(option.opts, key=len))}{value}`".replace("|", r"\|")
+
+
+def _describe(option: click.Option) -> str:
+    notes = ["required"] if option.required else []
+    if option.envvar:
+        notes.append(f"`{option.envvar}`")
+    if option.show_default and option.default is not None and not option.is_flag:
+        notes.append(f"default `{option.default}`")
+    return (option.help or "") + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _plain(text: str | None) -> str:
+    """Join the lines of each paragraph of a docstring."""
+    paragraphs = re.split(r"\n\s*\n", (text or "").strip())
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+if __name__ == "__main__":
+    print(render(), end="")
