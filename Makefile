@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 --universal --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench lock clean
+.PHONY: help install demo serve test check bench lock docs clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -61,6 +61,10 @@ lock: $(STAMP) ## resolve requirements/*.txt anew from pyproject.toml
 	@$(COMPILE) pyproject.toml --group dev -o requirements/dev.txt >/dev/null
 	@$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt >/dev/null
 	@$(COMPILE) --group bootstrap -c requirements/dev.txt -o requirements/uv.txt >/dev/null
+
+docs: $(STAMP) ## write docs/reference/cli.md anew from the commands
+	@PYTHONPATH=tests $(BIN)/python -m support.cli_reference >docs/reference/cli.md.new
+	@mv docs/reference/cli.md.new docs/reference/cli.md
 
 clean: ## remove what was built; data and demo output stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec import Raw
-from support.worker_fakes import TOKEN, FakeServer, ScriptedRunner, fake_server
+from msgspec import UNSET, Raw
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.agent import DRAINED, MODEL_LOST, REFUSED, STOPPED, Agent, Patience
@@ -34,6 +33,8 @@ from cogflare.protocol.messages import (
     Metrics,
     Reject,
 )
+from support.until import names, until
+from support.worker_fakes import TOKEN, FakeServer, ScriptedRunner, fake_server
 
 pytestmark = pytest.mark.anyio
 
@@ -140,7 +141,7 @@ async def test_items_of_an_iterator_stream_and_are_counted(tmp_path: Path) -> No
     async with working(tmp_path) as (server, _):
         key = await server.assign("p", {"items": ["a", {"b": 1}, None]})
         finish = await server.finished(key)
-        assert (finish.items, finish.output) == (3, None)
+        assert (finish.items, finish.output) == (3, UNSET)
         assert server.attempts[key].items == ["a", {"b": 1}, None]
 
 
@@ -165,7 +166,7 @@ async def test_what_does_not_fit_goes_by_http(tmp_path: Path, items: list[str]) 
         worker.carrier.inputs["p"] = {"items": items} if items else {"output": "y" * 800_000}
         key = await server.assign_as(Assign("p", 1, 0))
         finish = await server.finished(key)
-        assert (finish.status, finish.uploaded, finish.output, finish.items) == ("succeeded", True, None, None)
+        assert (finish.status, finish.uploaded, finish.output, finish.items) == ("succeeded", True, UNSET, None)
         assert worker.carrier.results[key] == (items or "y" * 800_000)
 
 
@@ -244,8 +245,7 @@ async def test_a_model_that_ignores_its_cancel_is_restarted_once_nothing_else_ru
         other = await server.assign("other", {"hold": 1})
         await server.until(lambda: server.kinds().count("Started") == 2)
         await server.cancel(stuck)
-        while "stuck" not in worker.runner.canceled:
-            await asyncio.sleep(0.001)
+        await until(lambda: "stuck" in worker.runner.canceled)
         await asyncio.sleep(PATIENCE.cancel_grace_s * 2)
         assert worker.runner.restarts == 0
         await server.cancel(other)
@@ -275,7 +275,9 @@ async def test_a_broken_model_comes_back(tmp_path: Path) -> None:
         await server.until(lambda: "Started" in server.kinds())
         worker.runner.break_down()
         assert (await server.finished(key)).status == "lost"
-        await server.until(lambda: server.end.free(0) == 2)
+        await server.until(
+            lambda: [message for message in server.seen if isinstance(message, Capacity)][-1:] == [Capacity(0, 2)]
+        )
         assert worker.runner.restarts == 3
         assert "the model restarts: it crashed" in worker.out.getvalue()
         await server.finished(await server.assign("q", {"output": 1}))
@@ -295,8 +297,7 @@ async def test_runs_go_on_while_the_link_is_away(tmp_path: Path) -> None:
         await server.until(lambda: len(server.attempts[key].items) == 2)
         await server.stop()
         worker.runner.release.set()
-        while "p succeeded" not in worker.out.getvalue():
-            await asyncio.sleep(0.001)
+        await until(lambda: "p succeeded" in worker.out.getvalue())
         await server.start()
         finish = await server.finished(key)
         assert (finish.status, finish.items) == ("succeeded", 2)
@@ -340,7 +341,7 @@ async def test_draining_ends_what_is_held_and_takes_nothing_more(tmp_path: Path)
         assert await worker.code() == DRAINED
         assert server.attempts[key].finish is not None
         await server.until(lambda: Goodbye("drained") in server.seen)
-        assert list(tmp_path.iterdir()) == []
+        assert names(tmp_path) == []
 
 
 async def test_draining_waits_for_the_answers(tmp_path: Path) -> None:
@@ -387,8 +388,7 @@ async def test_an_unanswered_finish_outlives_the_process(tmp_path: Path) -> None
         await server.until(lambda: "Started" in server.kinds())
         await server.stop()
         worker.runner.release.set()
-        while not list(tmp_path.glob("finishes-*")):
-            await asyncio.sleep(0.001)
+        await until(lambda: names(tmp_path))
         worker.task.cancel()  # the end of a process, as far as one process can show it
         await asyncio.gather(worker.task, return_exceptions=True)
         server.attempts[key].items.clear()
@@ -399,8 +399,7 @@ async def test_an_unanswered_finish_outlives_the_process(tmp_path: Path) -> None
         assert (finish.status, finish.items, finish.slot_free) == ("succeeded", 2, True)
         assert server.attempts[key].items == [1, 2]
         assert server.attempts[key].log == b"x"
-        while list(tmp_path.glob("finishes-*")):
-            await asyncio.sleep(0.001)
+        await until(lambda: not names(tmp_path))
         heir.agent.drain()
         assert await heir.code() == DRAINED
 
@@ -414,7 +413,7 @@ async def test_a_finish_that_is_answered_at_once_never_touches_the_disk(tmp_path
             await server.finished(await server.assign(f"p{number}", {"output": number}))
         worker.agent.drain()
         assert await worker.code() == DRAINED
-        assert list(tmp_path.iterdir()) == []
+        assert names(tmp_path) == []
 
 
 async def test_garbage_from_a_model_harms_nobody(tmp_path: Path) -> None:

@@ -15,18 +15,20 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from support.web import serving
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.guard import Forbidden, GuardedNetwork, is_public
 from cogflare.agent.inputs import InputError, InputFiles, Limits
 from cogflare.agent.shelf import Shelf
+from support.until import names
+from support.web import serving
 
 pytestmark = pytest.mark.anyio
 
 INTERNAL = [
-    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.254", "127.0.0.1", "127.255.255.254", "169.254.169.254",
-    "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1", "192.168.1.1", "198.18.0.1", "198.51.100.1", "203.0.113.1",
+    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.254", "127.0.0.1", "127.255.255.254",
+    "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1", "192.168.1.1", "198.18.0.1",
+    "198.51.100.1", "203.0.113.1",
     "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255",
     "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "fe80::1", "fe80::1%2",
     "fec0::1", "fc00::1", "fd12:3456::1", "ff02::1", "2001:db8::1", "2002:7f00:1::", "2002:a00:1::", "64:ff9b::7f00:1",
@@ -97,8 +99,8 @@ class Files:
         if path == "/endless":
             return StreamingResponse(self._endless())
         if path == "/never":
-            while not await request.is_disconnected():
-                await asyncio.sleep(0.01)
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
         return Response(b"content of " + path.encode(), media_type="image/png")
 
     async def _endless(self) -> AsyncIterator[bytes]:
@@ -132,7 +134,7 @@ async def _read(url: str) -> tuple[int, bytes, str]:
 
 async def test_files_wherever_the_schema_has_them_become_loopback_urls() -> None:
     async with fetching(allow_private=True) as (_, web, inputs):
-        given = {
+        given: dict[str, Any] = {
             "image": f"{web}/a/cat%20one.png?sig=1",
             "masks": [f"{web}/m0.png", "data:image/png;base64,AA=="],
             "either": f"{web}/e.bin",
@@ -262,7 +264,7 @@ async def test_a_failed_fetch_leaves_no_files(tmp_path: Any) -> None:
     async with fetching(allow_private=True, folder=tmp_path) as (_, web, inputs):
         with pytest.raises(InputError, match=r"input\.image"):
             await inputs.fetch(_raw({"masks": [f"{web}/a.png"], "image": f"{web}/missing.png"}))
-        assert list(tmp_path.iterdir()) == []
+        assert names(tmp_path) == []
 
 
 async def test_a_server_that_is_not_there() -> None:

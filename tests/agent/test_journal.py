@@ -2,9 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import Raw
 
@@ -13,6 +13,7 @@ from cogflare.agent.journal import Entry, Journal
 from cogflare.domain.ids import is_id
 from cogflare.protocol.agent_end import Kept
 from cogflare.protocol.messages import Finish
+from support.until import names, until
 
 pytestmark = pytest.mark.anyio
 
@@ -26,12 +27,6 @@ def _journal(folder: Path, delay_s: float = 0.001) -> tuple[Journal, list[str]]:
     return Journal(folder, said.append, delay_s), said
 
 
-async def _until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.001)
-
-
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("finishes-*.json"))
 
@@ -41,7 +36,7 @@ async def test_what_is_kept_is_read_by_the_next_process(tmp_path: Path) -> None:
     entries = [_entry("p", items=[Raw(b"1"), Raw(b'"\\n"')]), _entry("q", 2)]
     for entry in entries:
         journal.keep(entry)
-    await _until(lambda: _files(tmp_path))  # no orderly end: this is what a killed process leaves
+    await until(lambda: _files(tmp_path))  # no orderly end: this is what a killed process leaves
     assert len(_files(tmp_path)) == 1
     successor, said = _journal(tmp_path)
     assert successor.read() == entries
@@ -55,7 +50,7 @@ async def test_what_is_answered_in_time_never_touches_the_disk(tmp_path: Path) -
     journal.keep(_entry())
     journal.forget(("p", 1))
     await journal.aclose()
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
 
 
 async def test_closing_writes_what_is_due(tmp_path: Path) -> None:
@@ -69,14 +64,14 @@ async def test_a_file_goes_with_its_last_entry(tmp_path: Path) -> None:
     journal, _ = _journal(tmp_path)
     journal.keep(_entry("p"))
     journal.keep(_entry("q"))
-    await _until(lambda: _files(tmp_path))
+    await until(lambda: _files(tmp_path))
     journal.forget(("p", 1))
     journal.forget(("p", 1))
     journal.forget(("stranger", 1))
     assert _files(tmp_path)
     journal.forget(("q", 1))
     await journal.aclose()
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
 
 
 async def test_entries_that_were_read_can_be_forgotten_and_numbers_go_on(tmp_path: Path) -> None:
@@ -100,7 +95,16 @@ async def test_an_entry_forgotten_while_it_is_being_written_leaves_nothing(tmp_p
         await asyncio.sleep(0)
         journal.forget((f"p{number}", 1))
     await journal.aclose()
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
+
+
+async def test_a_file_that_tells_nothing_new_is_removed(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"finishes-{number:010}.json").write_bytes(msgspec.json.encode([_entry()]))
+    journal, _ = _journal(tmp_path)
+    assert journal.read() == [_entry()]
+    assert names(tmp_path) == ["finishes-0000000001.json"]
+    await journal.aclose()
 
 
 @pytest.mark.parametrize("damage", [b"", b"[", b'[{"finish":1}]', b"\xff\xfe", b"[" * 100_000])
@@ -117,7 +121,7 @@ async def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: bytes) -> Non
 async def test_a_full_disk_is_said_and_does_not_stop_the_worker(tmp_path: Path) -> None:
     journal, said = _journal(tmp_path / "missing")
     journal.keep(_entry())
-    await _until(lambda: said)
+    await until(lambda: said)
     assert "cannot be kept" in said[0]
     journal.forget(("p", 1))
     await journal.aclose()

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from support.worker_fakes import TOKEN, FakeServer, fake_server
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.console import Console
@@ -25,6 +24,8 @@ from cogflare.protocol.messages import (
     ServerMessage,
     Welcome,
 )
+from support.until import until
+from support.worker_fakes import TOKEN, FakeServer, fake_server
 
 pytestmark = pytest.mark.anyio
 
@@ -104,8 +105,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
     async with fake_server() as server:
         await server.stop()
         async with linked(server) as rig:
-            while "cannot reach" not in rig.out.getvalue():
-                await asyncio.sleep(0.001)
+            await until(lambda: "cannot reach" in rig.out.getvalue())
             await server.start()
             await rig.until(Welcome)
 
@@ -177,7 +177,7 @@ async def test_an_idle_worker_pings_and_a_busy_one_renews() -> None:
             await server.until(lambda: server.frames.count(PING) >= 2)
             await server.assign("p")
             await server.until(lambda: any(isinstance(message, Heartbeat) for message in server.seen))
-            assert [beat for beat in server.seen if isinstance(beat, Heartbeat)][0] == Heartbeat([("p", 1)])
+            assert Heartbeat([("p", 1)]) in server.seen
             assert rig.out.getvalue() == ""
 
 
@@ -187,8 +187,7 @@ async def test_a_silent_server_is_left() -> None:
         async with linked(server) as rig:
             await rig.until(Welcome)
             server.is_mute = True
-            while "not connected" not in rig.out.getvalue():
-                await asyncio.sleep(0.001)
+            await until(lambda: "not connected" in rig.out.getvalue())
             server.is_mute = False
             await rig.until(Welcome, 2)
 

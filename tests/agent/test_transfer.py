@@ -12,10 +12,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from support.web import serving
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.transfer import Superseded, Ticket, Transfer, TransferError
+from support.until import until
+from support.web import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -162,8 +163,7 @@ async def test_trying_ends_with_the_attempt() -> None:
     async with moving() as (store, transfer, ticket):
         store.fail["PUT result"] = [503] * 1_000_000
         putting = asyncio.create_task(transfer.put_result(ticket, Raw(b"1")))
-        while len(store.requests) < 3:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(store.requests) >= 3)
         transfer.close(ticket)
         with pytest.raises(Superseded):
             await putting

@@ -8,7 +8,7 @@ import asyncpg
 
 from cogflare.domain.ids import new_id, new_key
 from cogflare.store import fleet, predictions
-from cogflare.store.base import Database, Row, Statement
+from cogflare.store.base import Database, Row, Statement, Value
 from cogflare.store.catalog import Version, register
 from cogflare.store.fleet import AttemptKey, HeldAttempt
 from cogflare.store.predictions import Chunk, Claim, Claimed, Ending, NewPrediction, PredictionRow
@@ -33,11 +33,16 @@ class Rows:
             return cls(apsw.Connection(url.removeprefix("sqlite:///")), None)
         return cls(None, await asyncpg.connect(url))
 
-    async def fetch(self, sql: str) -> list[Row]:
+    async def fetch(self, sql: str, *values: Value) -> list[Row]:
         if self._sqlite is not None:
-            return self._sqlite.execute(sql).fetchall()
+            return list(self._sqlite.execute(sql, values))
         assert self._postgres is not None
-        return [tuple(record) for record in await self._postgres.fetch(sql)]
+        return [tuple(record) for record in await self._postgres.fetch(sql, *values)]
+
+    def sqlite(self) -> apsw.Connection:
+        """Return the connection itself."""
+        assert self._sqlite is not None
+        return self._sqlite
 
     async def run(self, script: str) -> None:
         """Run statements that return nothing."""

@@ -12,32 +12,37 @@ _INTRODUCTION = """# Command line
 Made from `cogflare --help` by `make docs`; do not edit by hand.
 
 Commands that talk to a server take its address from `--server` or `COGFLARE_SERVER` and a token from `--token` or
-`COGFLARE_TOKEN`. Results go to standard output, everything else to standard error. On a terminal, lists are tables; into a
-pipe they are tab-separated lines without headings; with `--json` they are the API's own objects, one a line.
+`COGFLARE_TOKEN`. Results go to standard output, everything else to standard error. On a terminal, lists are tables;
+into a pipe they are tab-separated lines without headings; with `--json` they are the API's own objects, one a line.
 
-Exit codes: 0 done, 1 failed (a prediction failed, or the server cannot be reached), 2 refused (wrong usage, or the server
-said no), 3 the prediction was canceled, 130 interrupted.
+Exit codes: 0 done, 1 failed (a prediction failed, or the server cannot be reached), 2 refused (wrong usage, or the
+server said no), 3 the prediction was canceled, 130 interrupted.
 """
 
 
 def render() -> str:
     """Return the page."""
-    return _INTRODUCTION + "".join(f"\n{section}" for section in _sections(cogflare, "cogflare", 2))
+    commands = sorted(cogflare.commands.items())
+    sections = [section for name, command in commands for section in _sections(command, f"cogflare {name}", "##")]
+    return _INTRODUCTION + "".join(f"\n{section}" for section in sections)
 
 
-def _sections(command: click.Command, path: str, depth: int) -> Iterator[str]:
+def _sections(command: click.Command, path: str, mark: str) -> Iterator[str]:
     if isinstance(command, click.Group):
-        if depth > 2:
-            yield f"## {path}\n\n{_plain(command.help)}\n"
+        yield f"{mark} {path}\n\n{_plain(command.help)}\n"
         for name, child in sorted(command.commands.items()):
-            yield from _sections(child, f"{path} {name}", depth + 1)
+            yield from _sections(child, f"{path} {name}", f"{mark}#")
         return
     context = click.Context(command, info_name=path)
     usage = " ".join([path, *command.collect_usage_pieces(context)])
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
-    rows = [f"| {_names(option)} | {_describe(option)} |" for option in options]
+    options = [
+        parameter for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden
+    ]
+    # Those of the client are in the introduction, not in every table.
+    shown = [option for option in options if option.name not in ("server", "token") or "worker" in path.split()[-1:]]
+    rows = [f"| {_names(option)} | {_describe(option)} |" for option in shown]
     table = "\n".join(["", "| Option | |", "|---|---|", *rows, ""]) if rows else ""
-    yield f"{'#' * min(depth, 3)} {path}\n\n    {usage}\n\n{_plain(command.help)}\n{table}"
+    yield f"{mark} {path}\n\n    {usage}\n\n{_plain(command.help)}\n{table}"
 
 
 def _names(option: click.Option) -> str:

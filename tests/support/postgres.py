@@ -100,6 +100,10 @@ class PostgresServer:
         """Run one statement as superuser in the database `postgres` and return psql's plain output."""
         return self._run("psql", "-h", str(self._home), "-U", "postgres", "-XAtqc", sql, "postgres")
 
+    def dump_schema(self, url: str) -> str:
+        """Return the schema of a database as SQL."""
+        return self._run("pg_dump", "--schema-only", "--no-owner", "--no-privileges", "--dbname", url)
+
     def log(self) -> str:
         """Return what the server has said so far."""
         return (self._home / "log").read_text()

@@ -335,7 +335,9 @@ class Stage:
         name = f"worker-{next(self._numbers)}"
         arguments = ["-m", "cogflare.cli", "worker", str(folder), "--server", server.url, "--model", model]
         arguments += ["--name", name, "--state", str(self.folder / "state" / name), "--cache", str(cache), *options]
-        return self._worker(server, name, arguments, {"COGFLARE_WORKER_TOKEN": server.token("worker"), **(environment or {})})
+        return self._worker(
+            server, name, arguments, {"COGFLARE_WORKER_TOKEN": server.token("worker"), **(environment or {})}
+        )
 
     def _worker(self, server: Server, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Worker:
         worker = Worker(server, name, self.folder, arguments, environment)

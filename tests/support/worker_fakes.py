@@ -1,4 +1,4 @@
-"""Two neighbours of the agent for its tests: a server (a real socket under a real `ServerEnd`) and a model in process."""
+"""Two neighbours of the agent in its tests: a server (a real socket under a real `ServerEnd`), a model in process."""
 
 import asyncio
 import http

@@ -148,7 +148,9 @@ class Agent:
         elif isinstance(message, Cancel):
             self._drop((message.prediction, message.attempt))
         elif isinstance(message, Welcome):
-            self._console.say("connected", f"connected to {message.server}, {self._told} slots", node=message.node)
+            self._console.say(
+                "connected", f"connected, {self._told} slots; the server runs {message.server}", node=message.node
+            )
             self._leave_if_done()
         elif isinstance(message, Drain):
             self.drain()

@@ -67,14 +67,19 @@ class Journal:
         entries = []
         for file in sorted(self._folder.glob(_PATTERN)):
             try:
+                number = int(file.stem.rpartition("-")[2])
                 found = _decoder.decode(file.read_bytes())
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (ValueError, msgspec.DecodeError, RecursionError) as error:
                 file.rename(file.with_suffix(".damaged"))
                 self._complain(f"{file} cannot be read and was set aside: {error}")
                 continue
-            entries += found
-            self._register(file.name, [_key(entry) for entry in found])
-            self._count = max(self._count, int(file.stem.rpartition("-")[2]) + 1)
+            self._count = max(self._count, number + 1)
+            fresh = [entry for entry in found if _key(entry) not in self._file_of]
+            if not fresh:
+                file.unlink()
+                continue
+            entries += fresh
+            self._register(file.name, [_key(entry) for entry in fresh])
         return entries
 
     def keep(self, entry: Entry) -> None:
@@ -115,9 +120,8 @@ class Journal:
         self._on_disk(_write, self._folder / name, entries)
 
     def _register(self, name: str, keys: list[AttemptKey]) -> None:
-        fresh = [key for key in dict.fromkeys(keys) if key not in self._file_of]
-        self._file_of.update(dict.fromkeys(fresh, name))
-        self._open[name] = len(fresh)
+        self._file_of.update(dict.fromkeys(keys, name))
+        self._open[name] = len(keys)
 
     def _on_disk(self, act: Callable[..., None], *args: object) -> None:
         work = asyncio.get_running_loop().run_in_executor(self._disk, act, *args)

@@ -190,7 +190,7 @@ class Link:
         reason = f"{self._server.base} {what}"
         if self._was_open:
             return _LinkEnded(f"{reason} any more", denied=True)
-        advice = "create one with `cogflare tokens create --worker` and pass it as COGFLARE_WORKER_TOKEN"
+        advice = "make one with `cogflare tokens create --kind worker --name my-gpu`, pass it as COGFLARE_WORKER_TOKEN"
         return Refused(f"{reason} (HTTP {status}): {advice}")
 
     async def _greet(self, socket: ClientConnection, handle: Handle) -> Welcome:

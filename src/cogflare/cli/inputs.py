@@ -143,12 +143,13 @@ def _kind(node: dict[str, Any]) -> str:
     kinds = types_of(node)
     if kinds == {"array"}:
         return f"list of {_kind(node.get('items') or {})}"
-    return " or ".join(sorted(kinds))
+    return "any" if kinds == _UNKNOWN else " or ".join(sorted(kinds))
 
 
 def _choices(node: dict[str, Any]) -> list[Any]:
-    nodes = [node, *(node.get("allOf") or ())]
-    return next((list(part["enum"]) for part in nodes if part.get("enum")), [])
+    if node.get("enum"):
+        return list(node["enum"])
+    return next((found for part in node.get("allOf") or () if (found := _choices(part))), [])
 
 
 def _range(node: dict[str, Any]) -> str:

@@ -149,8 +149,8 @@ def _token(token: str | None, file: Path | None) -> Callable[[], str]:
     value = read()
     if not value:
         raise click.UsageError(
-            "a worker token is needed: create one on the server with `cogflare tokens create --worker` and pass it as"
-            " COGFLARE_WORKER_TOKEN or in a --token-file"
+            "a worker token is needed: make one with `cogflare tokens create --kind worker --name my-gpu` and pass it"
+            " as COGFLARE_WORKER_TOKEN or in a --token-file"
         )
     if not value.isascii() or not value.isprintable() or " " in value:
         raise click.UsageError("the worker token has characters that no token has; was it copied whole?")

@@ -318,7 +318,7 @@ class Link:
             live = self._fleet.predictions.lives.get(key[0])
             if key not in held and (live is None or live.key != key):
                 reason = f"worker {self.worker} came back without it"
-                await self._fleet.predictions.rescue(key, reason, slot_free=True)
+                await self._fleet.predictions.rescue(key, reason, slot_free=True, is_innocent=True)
 
     def replaced(self) -> None:
         """End this link because the same worker has opened a newer one."""
@@ -417,7 +417,7 @@ class Link:
         reason = f"worker {self.worker} left" + (f" ({message.reason})" if message.reason else "")
         for live in self._lives():
             del self._fleet.predictions.lives[live.prediction]
-            rescue = self._fleet.predictions.rescue(live.key, reason, started_at=live.started_at, slot_free=True)
+            rescue = self._fleet.predictions.rescue(live.key, reason, live=live, slot_free=True)
             self._fleet.spawn(rescue)
         ended = [key for key in self._end.occupants if not self._end.occupants[key].running]
         if ended:
@@ -436,7 +436,7 @@ class Link:
         key = (claimed.prediction, claimed.attempt)
         if self._end.state is not LinkState.OPEN:
             reason = f"worker {self.worker} left before it was sent"
-            self._fleet.spawn(predictions.rescue(key, reason, slot_free=True))
+            self._fleet.spawn(predictions.rescue(key, reason, slot_free=True, is_innocent=True))
             return
         base = predictions.new_base(claimed.prediction)
         live = Live(*key, claimed.account, claimed.version, claimed.created_at, self, base=base)

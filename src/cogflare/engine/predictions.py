@@ -164,7 +164,7 @@ class Predictions:
             if seat is not None:
                 self._dispatcher.cancel(seat)
             reason = finish.error or "the model's process ended"
-            await self.rescue(live.key, reason, started_at=live.started_at, slot_free=finish.slot_free)
+            await self.rescue(live.key, reason, live=live, slot_free=finish.slot_free)
             return "committed"
         uploaded = await self._uploaded(live) if finish.uploaded else 0
         result = endings.from_finish(live, finish, self._clock.wall(), uploaded)
@@ -195,25 +195,36 @@ class Predictions:
             return "unknown"
         return "committed" if state.outcome == status and state.current == key[1] else "superseded"
 
-    async def rescue(self, key: AttemptKey, reason: str, *, started_at: int | None = None, slot_free: bool) -> None:
-        """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not."""
+    async def rescue(
+        self, key: AttemptKey, reason: str, *, live: Live | None = None, slot_free: bool, is_innocent: bool = False
+    ) -> None:
+        """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not.
+
+        `live` is what it had shown on this node. Its worker gets other work first for a while, unless it
+        `is_innocent` and had not started.
+        """
         while True:
             state = await fleet.get_attempt(self._db, *key)
             row = await store.get(self._db, key[0])
             if state is None or row is None:
                 return
             now = self._clock.wall()
-            lost = store.end_attempt(*key, Outcome.LOST, now=now, reason=reason, slot_free=slot_free)
+            started_at = (live.started_at if live is not None else None) or state.started_at
+            lost = store.end_attempt(
+                *key, Outcome.LOST, now=now, started_at=started_at, reason=reason, slot_free=slot_free
+            )
             if row.attempt != key[1] or row.phase not in (Phase.ASSIGNED, Phase.RUNNING):
                 await self._db.write(lost)
                 return
-            started_at = started_at or state.started_at
-            error = await self._final_loss(row, state, started_at is not None, reason)
+            was_shown = bool(state.output_items or (live is not None and live.items))
+            error = await self._final_loss(row, was_shown, started_at is not None, reason)
             if error is not None:
-                if await self._stop(row, Status.FAILED, error, Outcome.LOST, reason, slot_free=slot_free):
+                if await self._stop(row, Status.FAILED, error, Outcome.LOST, reason, live=live, slot_free=slot_free):
                     return
-            elif await self._requeue(row, lost, started_at, state.holder):
-                return
+            else:
+                avoid = None if is_innocent and started_at is None else state.holder
+                if await self._requeue(row, lost, started_at, avoid):
+                    return
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -287,11 +298,12 @@ class Predictions:
         outcome: Outcome,
         reason: str | None = None,
         *,
+        live: Live | None = None,
         slot_free: bool = False,
     ) -> bool:
         """End a prediction by the server's decision, with what it has shown so far; False if it moved meanwhile."""
         now = self._clock.wall()
-        live = self.lives.get(row.id)
+        live = live or self.lives.get(row.id)
         if live is not None and live.attempt != row.attempt:
             live = None
         started_at = row.started_at if live is None else live.started_at or row.started_at
@@ -309,7 +321,13 @@ class Predictions:
                 statements += [store.append_chunks(chunks)] if chunks else []
             statements.append(
                 store.end_attempt(
-                    row.id, row.attempt, outcome, now=now, started_at=started_at, reason=reason, slot_free=slot_free
+                    row.id,
+                    row.attempt,
+                    outcome,
+                    now=now,
+                    started_at=None if live is None else live.started_at,
+                    reason=reason,
+                    slot_free=slot_free,
                 )
             )
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
@@ -319,13 +337,11 @@ class Predictions:
             return False
         return True
 
-    async def _final_loss(
-        self, row: PredictionRow, state: fleet.AttemptState, started: bool, reason: str
-    ) -> str | None:
+    async def _final_loss(self, row: PredictionRow, was_shown: bool, started: bool, reason: str) -> str | None:
         """Return the error of a prediction that may not run again after this loss."""
         if row.strikes + started >= self._max_strikes:
             return f"Prediction was lost {row.strikes + started} times; the last time because {reason}"
-        if not row.output_items and not state.output_items:
+        if not row.output_items and not was_shown:
             return None
         owner, _, name = row.model.partition("/")
         model = await catalog_store.find_model(self._db, row.catalog, owner, name)
@@ -333,7 +349,7 @@ class Predictions:
         is_text = version is not None and version.output_kind == "text"
         return INTERRUPTED if is_text and not (model is not None and model.rerun) else None
 
-    async def _requeue(self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str) -> bool:
+    async def _requeue(self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None) -> bool:
         queues = await self._queues(row)
         avoid_until = self._clock.wall() + AVOID_US
         try:

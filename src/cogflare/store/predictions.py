@@ -173,15 +173,16 @@ def insert(new: NewPrediction) -> list[Statement]:
     owner, name, queues = fields.pop("owner"), fields.pop("name"), fields.pop("queues")
     apart = len(new.input) > INLINE_BYTES
     statements = [
-        Statement("insert_prediction", {**fields, "model": f"{owner}/{name}", "input": None if apart else new.input}),
-        Statement("count_run", {"catalog": new.catalog, "owner": owner, "name": name}),
+        Statement("insert_prediction", {**fields, "model": f"{owner}/{name}", "input": None if apart else new.input})
     ]
     if apart:
         statements += [
             Statement("insert_input_part", {"prediction": new.id, "part": part, "data": data})
             for part, data in enumerate(cut(new.input))
         ]
-    return statements + enqueue(new.id, queues)
+    # The count comes last: its row is shared by all creates of the model, and locked after what else they share.
+    count = Statement("count_run", {"catalog": new.catalog, "owner": owner, "name": name})
+    return [*statements, *enqueue(new.id, queues), count]
 
 
 def enqueue(

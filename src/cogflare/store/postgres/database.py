@@ -137,6 +137,8 @@ class PostgresDatabase:
     async def _start(self) -> Pool:
         loop = asyncio.get_running_loop()
         settings = self._server.settings(f"cogflare reads {self._node}")
+        # A plan made without the bounds of a page takes any range for a narrow one, and would sort all of an account.
+        settings["server_settings"]["plan_cache_mode"] = "force_custom_plan"
         pool = await asyncpg.create_pool(min_size=0, max_size=self._readers, reset=_keep, **settings)
         self._tasks = [loop.create_task(writer.run()) for writer in self._writers]
         self._link_task = loop.create_task(self._link.run())

@@ -117,7 +117,8 @@ FROM (
         value ->> 4 AS log_bytes
     FROM json_each(:attempts)
 ) AS c
-WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND attempts.ended_at IS NULL;
+-- The plus keeps the planner from walking through all open attempts.
+WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND +attempts.ended_at IS NULL;
 
 -- name: checkpoint_predictions
 UPDATE predictions SET

@@ -172,8 +172,12 @@ CREATE INDEX flows_by_time ON flows (queue, virtual_time);
 
 -- A flow that becomes ready starts no earlier than the queue's virtual time: the least of the waiting flows, or, where
 -- none waits, the greatest that was reached. So nobody saves up turns while idle.
+--
+-- A transaction carries many units and so touches many flows, in any order: nodes would end in deadlocks all the time,
+-- and each costs a second. So whoever changes flows holds one lock (the word "flow") until its commit.
 CREATE FUNCTION flow_gains_entry() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(1718382455);
     INSERT INTO flows (queue, flow, waiting, virtual_time)
     VALUES (new.queue, new.flow, 1, coalesce(
         (SELECT min(virtual_time) FROM flows WHERE queue = new.queue AND waiting > 0),
@@ -189,6 +193,7 @@ $$;
 
 CREATE FUNCTION flow_loses_entry() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(1718382455);
     UPDATE flows SET waiting = waiting - 1 WHERE queue = old.queue AND flow = old.flow;
     RETURN NULL;
 END;

@@ -1,0 +1,266 @@
+-- The schema that the migrations make. Written by tests/store/test_migrations.py; do not edit.
+
+CREATE TABLE accounts (
+    id TEXT PRIMARY KEY,
+    username TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('user', 'organization', 'shared')),
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE attempts (
+    prediction TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    claim TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    flow TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    link_epoch INTEGER NOT NULL,
+    renewals INTEGER NOT NULL DEFAULT 0,
+    claimed_at INTEGER NOT NULL,
+    started_at INTEGER,
+    ended_at INTEGER,
+    outcome TEXT CHECK (outcome IN ('succeeded', 'failed', 'canceled', 'lost')),
+    reason TEXT,
+    slot_freed_at INTEGER,
+    output_items INTEGER NOT NULL DEFAULT 0,
+    log_bytes INTEGER NOT NULL DEFAULT 0,
+    remote_id TEXT,
+    cost REAL,
+    PRIMARY KEY (prediction, attempt)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX attempts_open ON attempts (holder, claim) WHERE ended_at IS NULL OR slot_freed_at IS NULL;
+
+CREATE TABLE chunks (
+    prediction TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('output', 'log', 'result')),
+    position INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    PRIMARY KEY (prediction, attempt, kind, position)
+) STRICT;
+
+CREATE TABLE deliveries (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    prediction TEXT NOT NULL,
+    event TEXT NOT NULL CHECK (event IN ('start', 'output', 'logs', 'completed')),
+    url TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'failed')),
+    tries INTEGER NOT NULL DEFAULT 0,
+    next_try_at INTEGER,
+    last_status INTEGER,
+    last_error TEXT,
+    created_at INTEGER NOT NULL,
+    ended_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX deliveries_due ON deliveries (next_try_at) WHERE state = 'pending';
+
+CREATE INDEX deliveries_by_prediction ON deliveries (prediction);
+
+CREATE TABLE files (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    purpose TEXT NOT NULL CHECK (purpose IN ('output', 'input')),
+    prediction TEXT,
+    attempt INTEGER,
+    name TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    size INTEGER,
+    sha256 TEXT,
+    md5 TEXT,
+    metadata TEXT,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'bound', 'expired')),
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX files_by_attempt ON files (prediction, attempt) WHERE prediction IS NOT NULL;
+
+CREATE INDEX files_by_account ON files (account, id) WHERE purpose = 'input';
+
+CREATE INDEX files_pending ON files (created_at) WHERE state = 'pending';
+
+CREATE TABLE flows (
+    queue TEXT NOT NULL,
+    flow TEXT NOT NULL,
+    waiting INTEGER NOT NULL,
+    virtual_time INTEGER NOT NULL,
+    PRIMARY KEY (queue, flow)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX flows_waiting ON flows (queue, virtual_time) WHERE waiting > 0;
+
+CREATE INDEX flows_by_time ON flows (queue, virtual_time);
+
+CREATE TABLE idempotency (
+    account TEXT NOT NULL,
+    key TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    prediction TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (account, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_by_age ON idempotency (created_at);
+
+CREATE TABLE inputs (
+    prediction TEXT NOT NULL,
+    part INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    PRIMARY KEY (prediction, part)
+) STRICT;
+
+CREATE TABLE models (
+    account TEXT NOT NULL REFERENCES accounts (id),
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT,
+    latest_version TEXT,
+    rerun INTEGER NOT NULL DEFAULT 0,
+    run_count INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (account, owner, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE predictions (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL,
+    token TEXT NOT NULL,
+    catalog TEXT NOT NULL,
+    model TEXT NOT NULL,
+    version TEXT NOT NULL,
+    pinned INTEGER NOT NULL,
+    flow TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    phase TEXT NOT NULL CHECK (phase IN ('queued', 'parked', 'assigned', 'running', 'ended')),
+    status TEXT NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    strikes INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    completed_at INTEGER,
+    deadline INTEGER,
+    input TEXT,
+    output TEXT,
+    output_items INTEGER,
+    output_bytes INTEGER,
+    logs TEXT,
+    log_bytes INTEGER NOT NULL DEFAULT 0,
+    error TEXT,
+    metrics TEXT,
+    webhook TEXT,
+    webhook_events TEXT,
+    stream_key TEXT NOT NULL,
+    data_removed INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE INDEX predictions_by_account ON predictions (account, id);
+
+CREATE INDEX predictions_by_status ON predictions (account, status, id);
+
+CREATE INDEX predictions_by_model ON predictions (account, model, id);
+
+CREATE TABLE queue_entries (
+    prediction TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    flow TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
+    not_before INTEGER,
+    avoid_worker TEXT,
+    avoid_until INTEGER,
+    PRIMARY KEY (prediction, queue)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX queue_entries_ready ON queue_entries (queue, flow, priority, rank, prediction) WHERE not_before IS NULL;
+
+CREATE INDEX queue_entries_parked ON queue_entries (not_before) WHERE not_before IS NOT NULL;
+
+CREATE TABLE schema_version (version INTEGER NOT NULL PRIMARY KEY);
+
+CREATE TABLE tokens (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL REFERENCES accounts (id),
+    kind TEXT NOT NULL CHECK (kind IN ('admin', 'api', 'worker')),
+    name TEXT NOT NULL,
+    hash TEXT NOT NULL UNIQUE,
+    hint TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX tokens_by_account ON tokens (account, id);
+
+CREATE TABLE versions (
+    account TEXT NOT NULL,
+    id TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    cog_version TEXT NOT NULL,
+    schema TEXT,
+    output_kind TEXT NOT NULL CHECK (output_kind IN ('single', 'iterator', 'text')),
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (account, id, owner, name),
+    FOREIGN KEY (account, owner, name) REFERENCES models (account, owner, name)
+) STRICT;
+
+CREATE INDEX versions_by_model ON versions (account, owner, name, created_at);
+
+CREATE TABLE workers (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL REFERENCES accounts (id),
+    token TEXT NOT NULL,
+    name TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    node TEXT NOT NULL,
+    link_epoch INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('online', 'away', 'offline')),
+    offers TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    connected_at INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX workers_by_account ON workers (account, id);
+
+CREATE TRIGGER queue_entries_added AFTER INSERT ON queue_entries WHEN new.not_before IS NULL
+BEGIN
+    INSERT INTO flows (queue, flow, waiting, virtual_time)
+    VALUES (new.queue, new.flow, 1, coalesce(
+        (SELECT min(virtual_time) FROM flows WHERE queue = new.queue AND waiting > 0),
+        (SELECT max(virtual_time) FROM flows WHERE queue = new.queue),
+        0))
+    ON CONFLICT (queue, flow) DO UPDATE SET
+        waiting = flows.waiting + 1,
+        virtual_time = CASE WHEN flows.waiting > 0 THEN flows.virtual_time
+                            ELSE max(flows.virtual_time, excluded.virtual_time) END;
+END;
+
+CREATE TRIGGER queue_entries_removed AFTER DELETE ON queue_entries WHEN old.not_before IS NULL
+BEGIN
+    UPDATE flows SET waiting = waiting - 1 WHERE queue = old.queue AND flow = old.flow;
+END;
+
+CREATE TRIGGER queue_entries_held AFTER UPDATE OF not_before ON queue_entries
+WHEN old.not_before IS NULL AND new.not_before IS NOT NULL
+BEGIN
+    UPDATE flows SET waiting = waiting - 1 WHERE queue = old.queue AND flow = old.flow;
+END;
+
+CREATE TRIGGER queue_entries_released AFTER UPDATE OF not_before ON queue_entries
+WHEN old.not_before IS NOT NULL AND new.not_before IS NULL
+BEGIN
+    INSERT INTO flows (queue, flow, waiting, virtual_time)
+    VALUES (new.queue, new.flow, 1, coalesce(
+        (SELECT min(virtual_time) FROM flows WHERE queue = new.queue AND waiting > 0),
+        (SELECT max(virtual_time) FROM flows WHERE queue = new.queue),
+        0))
+    ON CONFLICT (queue, flow) DO UPDATE SET
+        waiting = flows.waiting + 1,
+        virtual_time = CASE WHEN flows.waiting > 0 THEN flows.virtual_time
+                            ELSE max(flows.virtual_time, excluded.virtual_time) END;
+END;

@@ -1,0 +1,113 @@
+"""`cogflare worker`: what it says before it starts, and that it starts."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cogflare.agent.main import WorkerOptions
+from cogflare.cli import worker as command
+
+SERVER = "http://127.0.0.1:9"
+
+
+def _invoke(*args: str, **env: str) -> Result:
+    return CliRunner().invoke(command.worker, args, env={"COGFLARE_SERVER": None, "COGFLARE_WORKER_TOKEN": None, **env})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[WorkerOptions]:
+    seen: list[WorkerOptions] = []
+
+    async def run_worker(options: WorkerOptions) -> int:
+        seen.append(options)
+        return 0
+
+    monkeypatch.setattr(command, "run_worker", run_worker)
+    return seen
+
+
+def test_help_tells_how_to_leave_and_what_the_codes_mean() -> None:
+    text = _invoke("--help").output
+    for word in ("Ctrl-C", "Exit codes", "COGFLARE_SERVER", "COGFLARE_WORKER_TOKEN", "--token-file", "--slots"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--model", "acme"], "owner/name"),
+        (["--model", "acme/m/x"], "owner/name"),
+        (["--server", "ftp://x"], "not the address of a server"),
+        (["--token", ""], "cogflare tokens create"),
+        (["--token", "two words"], "copied whole"),
+        (["--slots", "0"], "--slots"),
+        (["--url", "localhost:5000"], "not an http"),
+        (["/nowhere"], "does not exist"),
+    ],
+)
+def test_mistakes_are_explained(model: Path, started: list[WorkerOptions], args: list[str], problem: str) -> None:
+    given = {"--model": "acme/m", "--server": SERVER, "--token": "t", "--folder": str(model)}
+    if args[0] == "--url":
+        del given["--folder"]
+    if args[0].startswith("--"):
+        given[args[0]] = args[1]
+        args = []
+    result = _invoke(*args, *[part for pair in given.items() for part in pair])
+    assert result.exit_code == 2
+    assert problem in re.sub(r"\s+", " ", result.output)
+    assert "two words" not in result.output
+    assert started == []
+
+
+def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
+    result = _invoke("--model", "acme/m", "--server", SERVER, "--token", "t", str(tmp_path))
+    assert result.exit_code == 2
+    assert "no cog.yaml" in result.output
+
+
+def test_a_folder_and_a_url_exclude_each_other(model: Path) -> None:
+    result = _invoke(
+        "--model", "acme/m", "--server", SERVER, "--token", "t", "--url", "http://localhost:5000", str(model)
+    )
+    assert "not both" in result.output
+
+
+def test_the_environment_and_a_token_file_will_do(model: Path, started: list[WorkerOptions]) -> None:
+    file = model / "token"
+    file.write_text(" first \n")
+    result = _invoke("--model", "acme/m", "--token-file", str(file), str(model), COGFLARE_SERVER=SERVER)
+    assert (result.exit_code, result.output) == (0, "")
+    [options] = started
+    assert (options.owner, options.model, options.folder, options.server.base) == ("acme", "m", model, SERVER)
+    assert options.token() == "first"
+    file.write_text("second")
+    assert options.token() == "second"
+    file.unlink()
+    assert options.token() == "second"
+
+
+def test_a_state_folder_that_cannot_be_is_an_error(model: Path) -> None:
+    blocked = model / "file"
+    blocked.write_text("")
+    result = _invoke("--model", "acme/m", "--server", SERVER, "--token", "t", "--state", str(blocked / "x"), str(model))
+    assert result.exit_code == 1
+    assert "cannot keep its state" in result.output
+
+
+def test_a_model_that_cannot_be_set_up_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = signal.getsignal(signal.SIGTERM)
+    args: list[Any] = ["--model", "acme/m", "--server", SERVER, "--token", "t", "--state", str(tmp_path / "state")]
+    (tmp_path / "cog.yaml").write_text("predict: [not, a, predictor]\n")
+    result = _invoke(*args, "--cache", str(tmp_path / "cache"), str(tmp_path))
+    assert result.exit_code == 1
+    assert signal.getsignal(signal.SIGTERM) == handlers

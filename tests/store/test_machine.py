@@ -1,0 +1,329 @@
+"""Any order of verbs, checked step by step against a model of the rules in Python."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from cogflare.store import fleet, predictions
+from cogflare.store.base import Conflict, Database
+from cogflare.store.fleet import AttemptKey
+from cogflare.store.open import open_database
+from store.scene import TURN, Rows, Scene
+
+WORKERS = {"w1": ("A", "B"), "w2": ("B", "C"), "w3": ("C", "A")}
+FLOWS = ("x", "y", "z")
+AVOID_US = 20_000
+
+
+@dataclass
+class Entry:
+    """A queue entry; the order of entries is by priority, then rank."""
+
+    flow: str
+    order: tuple[int, int]
+    avoid: str | None = None
+    avoid_until: int = 0
+
+
+@dataclass
+class Try:
+    """An attempt. `outcome` None while it lives."""
+
+    holder: str
+    has_started: bool = False
+    outcome: str | None = None
+    is_slot_free: bool = False
+
+
+@dataclass
+class Job:
+    """A prediction and what may be claimed of it, by queue."""
+
+    flow: str
+    order: tuple[int, int]
+    queues: tuple[str, ...]
+    phase: str = "queued"
+    status: str = "starting"
+    strikes: int = 0
+    tries: list[Try] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def attempt(self) -> int:
+        return len(self.tries)
+
+    @property
+    def is_held(self) -> bool:
+        return self.phase in ("assigned", "running")
+
+
+class Machine(RuleBasedStateMachine):
+    """The verbs beside their model; `make` opens an empty store and the way to its rows."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, tuple[Database, Rows]]]) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.db, self.rows = self.runner.run(make())
+        self.scene = Scene(self.db, self.rows)
+        self.jobs: dict[str, Job] = {}
+        self.waiting: dict[tuple[str, str], int] = {}
+        self.virtual: dict[tuple[str, str], int] = {}
+        for worker in WORKERS:
+            self.runner.run(self.scene.link(worker))
+
+    def teardown(self) -> None:
+        self.runner.run(self.rows.aclose())
+        self.runner.run(self.db.aclose())
+        self.runner.close()
+
+    # --- the model -----------------------------------------------------------------------------------------------
+
+    def enter(self, job: Job, avoid: str | None = None, avoid_until: int = 0) -> None:
+        for queue in job.queues:
+            job.entries[queue] = Entry(job.flow, job.order, avoid, avoid_until)
+            key = (queue, job.flow)
+            if not self.waiting.get(key):
+                others = {of: time for of, time in self.virtual.items() if of[0] == queue}
+                ready = [time for of, time in others.items() if self.waiting[of]]
+                start = min(ready) if ready else max(others.values(), default=0)
+                self.virtual[key] = max(self.virtual.get(key, 0), start)
+            self.waiting[key] = self.waiting.get(key, 0) + 1
+
+    def leave(self, job: Job) -> None:
+        for queue in job.entries:
+            self.waiting[queue, job.flow] -= 1
+        job.entries.clear()
+
+    def best(self, worker: str) -> set[tuple[str, str]]:
+        """Return the (queue, prediction) that this worker's claim may choose: several where flows are equal."""
+        flows: dict[int, list[tuple[str, str]]] = {}
+        for key, time in self.virtual.items():
+            if key[0] in WORKERS[worker] and self.waiting[key]:
+                flows.setdefault(time, []).append(key)
+        for _, keys in sorted(flows.items()):
+            found = set()
+            for queue, flow in keys:
+                entries = [
+                    (entry.order, id)
+                    for id, job in self.jobs.items()
+                    if (entry := job.entries.get(queue)) is not None
+                    and entry.flow == flow
+                    and (entry.avoid != worker or entry.avoid_until <= self.scene.now)
+                ]
+                if entries:
+                    found.add((queue, min(entries)[1]))
+            if found:
+                return found
+        return set()
+
+    def keys(self) -> list[AttemptKey]:
+        return [(id, n) for id, job in self.jobs.items() for n in range(1, job.attempt + 1)]
+
+    def end(self, job: Job, status: str) -> None:
+        job.phase, job.status = "ended", status
+        self.leave(job)
+
+    def attempted(self, action: Coroutine[Any, Any, None]) -> bool:
+        try:
+            self.runner.run(action)
+        except Conflict:
+            return False
+        return True
+
+    # --- the verbs -----------------------------------------------------------------------------------------------
+
+    @rule(flow=st.sampled_from(FLOWS), queues=st.sets(st.sampled_from("ABC"), min_size=1), priority=st.integers(0, 1))
+    def create(self, flow: str, queues: set[str], priority: int) -> None:
+        order = tuple(sorted(queues))
+        id = self.runner.run(self.scene.create(flow, order, priority=priority))
+        self.jobs[id] = Job(flow, (priority, self.scene.now), order)
+        self.enter(self.jobs[id])
+
+    @rule(worker=st.sampled_from(sorted(WORKERS)))
+    def claim(self, worker: str) -> None:
+        claimed = self.runner.run(self.scene.claim(worker, queues=WORKERS[worker]))
+        allowed = self.best(worker)
+        if claimed is None:
+            assert not allowed
+            return
+        job = self.jobs[claimed.prediction]
+        sql = f"SELECT queue FROM attempts WHERE prediction = '{claimed.prediction}' AND attempt = {claimed.attempt}"
+        queue = self.runner.run(self.rows.fetch(sql))[0][0]
+        assert (queue, claimed.prediction) in allowed
+        assert claimed.attempt == job.attempt + 1
+        self.leave(job)
+        self.virtual[queue, job.flow] += TURN
+        job.tries.append(Try(worker))
+        job.phase = "assigned"
+
+    @rule(worker=st.sampled_from(sorted(WORKERS)))
+    def claim_with_an_old_link(self, worker: str) -> None:
+        epoch = self.scene.epochs[worker] - 1
+        assert self.runner.run(self.scene.claim(worker, epoch=epoch or 99, queues=WORKERS[worker])) is None
+
+    @precondition(lambda self: self.keys())
+    @rule(data=st.data())
+    def checkpoint(self, data: st.DataObject) -> None:
+        id, attempt = data.draw(st.sampled_from(self.keys()))
+        self.runner.run(self.scene.checkpoint((id, attempt), data.draw(st.sampled_from([None, 1, 2]))))
+        job = self.jobs[id]
+        tried = job.tries[attempt - 1]
+        tried.has_started |= tried.outcome is None
+        if job.is_held and job.attempt == attempt:
+            job.phase, job.status = "running", "processing"
+
+    @precondition(lambda self: self.keys())
+    @rule(data=st.data(), worker=st.sampled_from(sorted(WORKERS)), slot_free=st.booleans())
+    def finish(self, data: st.DataObject, worker: str, slot_free: bool) -> None:
+        id, attempt = data.draw(st.sampled_from(self.keys()))
+        job = self.jobs[id]
+        tried = job.tries[attempt - 1]
+        status = data.draw(st.sampled_from(["succeeded", "failed", "canceled"]))
+        finished = self.attempted(self.scene.finish((id, attempt), worker, status=status, slot_free=slot_free))
+        assert finished == (attempt == job.attempt and job.phase != "ended" and tried.holder == worker)
+        if finished:
+            self.end(job, status)
+            tried.outcome = status
+            tried.is_slot_free |= slot_free
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), back=st.integers(0, 1))
+    def cancel(self, data: st.DataObject, back: int) -> None:
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job = self.jobs[id]
+        canceled = self.attempted(self.scene.cancel((id, job.attempt - back)))
+        assert canceled == (back == 0 and job.phase != "ended")
+        if canceled:
+            self.end(job, "canceled")
+            if job.tries and job.tries[-1].outcome is None:
+                job.tries[-1].outcome = "canceled"
+
+    @precondition(lambda self: self.keys())
+    @rule(data=st.data(), avoids=st.booleans())
+    def requeue(self, data: st.DataObject, avoids: bool) -> None:
+        id, attempt = data.draw(st.sampled_from(self.keys()))
+        job = self.jobs[id]
+        tried = job.tries[attempt - 1]
+        avoid = tried.holder if avoids else None
+        requeued = self.attempted(self.scene.requeue((id, attempt), job.queues, avoid, AVOID_US))
+        assert requeued == (attempt == job.attempt and job.is_held)
+        if requeued:
+            job.phase = "queued"
+            job.strikes += tried.has_started
+            tried.outcome, tried.is_slot_free = "lost", True
+            self.enter(job, avoid, self.scene.now + AVOID_US)
+
+    @rule(data=st.data(), worker=st.sampled_from(sorted(WORKERS)))
+    def reopen_link(self, data: st.DataObject, worker: str) -> None:
+        held = set(data.draw(st.lists(st.sampled_from(self.keys()), max_size=4)) if self.keys() else [])
+        epoch = self.scene.epochs[worker]
+        adopted = self.runner.run(self.scene.link(worker, sorted(held)))
+        assert self.scene.epochs[worker] == epoch + 1
+        expected = set()
+        for id, attempt in held:
+            job = self.jobs[id]
+            tried = job.tries[attempt - 1]
+            if tried.holder == worker and attempt == job.attempt and job.phase != "ended":
+                expected.add((id, attempt))
+                if job.phase == "queued":
+                    job.phase = "running" if tried.has_started else "assigned"
+                    job.strikes = max(0, job.strikes - tried.has_started)
+                    self.leave(job)
+                tried.outcome, tried.is_slot_free = None, False
+        assert {(item.prediction, item.attempt) for item in adopted} == expected
+        for id, attempt in self.keys():
+            tried = self.jobs[id].tries[attempt - 1]
+            if tried.holder == worker and tried.outcome is not None and (id, attempt) not in held:
+                tried.is_slot_free = True
+
+    @rule(worker=st.sampled_from(sorted(WORKERS)))
+    def renew(self, worker: str) -> None:
+        rows = self.runner.run(self.db.write(fleet.renew(worker, self.scene.epochs[worker], self.keys())))
+        expected = {
+            (id, job.attempt) for id, job in self.jobs.items() if job.is_held and job.tries[-1].holder == worker
+        }
+        assert set(rows[0]) == expected
+
+    # --- what always holds ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def rows_are_as_the_model_says(self) -> None:
+        self.runner.run(self.check())
+
+    async def check(self) -> None:
+        found = await self.rows.fetch("SELECT id, phase, status, attempt, strikes FROM predictions")
+        assert {row[0]: row[1:] for row in found} == {
+            id: (job.phase, job.status, job.attempt, job.strikes) for id, job in self.jobs.items()
+        }
+        queued = {(id, queue) for id, job in self.jobs.items() if job.phase == "queued" for queue in job.queues}
+        assert set(await self.scene.entries()) == queued
+        flows = await self.rows.fetch("SELECT queue, flow, waiting, virtual_time FROM flows")
+        assert {row[:2]: row[2:] for row in flows} == {
+            key: (waiting, self.virtual[key]) for key, waiting in self.waiting.items()
+        }
+        tries = {key: self.jobs[key[0]].tries[key[1] - 1] for key in self.keys()}
+        outcomes = await self.rows.fetch("SELECT prediction, attempt, outcome FROM attempts")
+        assert {row[:2]: row[2] for row in outcomes} == {key: tried.outcome for key, tried in tries.items()}
+        live = {(item.prediction, item.attempt) for item in await fleet.live_attempts(self.db)}
+        assert live == {(id, job.attempt) for id, job in self.jobs.items() if job.is_held}
+        assert await self.scene.occupied() == {key for key, tried in tries.items() if not tried.is_slot_free}
+
+
+def run(make: Callable[[], Coroutine[Any, Any, tuple[Database, Rows]]], examples: int, steps: int) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Machine(make),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_any_order_of_verbs_on_sqlite(tmp_path: Any) -> None:
+    numbers = itertools.count()
+
+    async def make() -> tuple[Database, Rows]:
+        url = f"sqlite:///{tmp_path}/{next(numbers)}.db"
+        database = open_database(f"{url}?synchronous=off")
+        await database.migrate()
+        return database, await Rows.open(url)
+
+    run(make, examples=100, steps=40)
+
+
+def test_any_order_of_verbs_on_postgres(new_url: Callable[[str], str]) -> None:
+    url = new_url("postgres")
+
+    async def make() -> tuple[Database, Rows]:
+        database = open_database(url)
+        await database.migrate()
+        rows = await Rows.open(url)
+        await rows.run("TRUNCATE predictions, attempts, queue_entries, flows, workers, chunks")
+        return database, rows
+
+    run(make, examples=15, steps=30)
+
+
+@pytest.mark.anyio
+async def test_a_prediction_row_is_never_left_once_ended(scene: Scene) -> None:
+    """The model never leaves `ended`; here the statements that could are tried one by one."""
+    await scene.create()
+    key = await scene.claim_key()
+    await scene.finish(key)
+    row = await scene.row(key[0])
+    await scene.checkpoint(key, items=9)
+    await scene.link("w1", held=[key])
+    await scene.db.write(*predictions.enqueue(key[0], ["A"]))
+    assert await scene.row(key[0]) == row
+    assert await scene.entries() == []
