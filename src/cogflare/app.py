@@ -12,11 +12,12 @@ from cogflare.api.origin import TrustedProxies, check_public_url
 from cogflare.api.routing import Application, table
 from cogflare.blobs.local import LocalBlobStore
 from cogflare.engine.accounts import Accounts
+from cogflare.engine.adoption import Ground, LinkTimes
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.files import Files
 from cogflare.engine.leases import Leases
-from cogflare.engine.links import Fleet, LinkTimes
+from cogflare.engine.links import Fleet
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.service import Checkpoints, Engine, Tasks
 from cogflare.engine.waiters import Waiters
@@ -76,11 +77,13 @@ def build(settings: Settings) -> Runtime:
     dispatcher = Dispatcher(db, clock, tasks.spawn)
     jobs = Predictions(db, clock, models, dispatcher, waiters, settings.max_strikes)
     node = settings.node_name()
-    fleet = Fleet(db, clock, accounts, models, dispatcher, jobs, times, node, __version__, tasks.spawn)
+    checkpoints = Checkpoints(db, jobs, tasks.spawn)
+    ground = Ground(db, clock, models, dispatcher, jobs, times, node, __version__, tasks.spawn, checkpoints.started)
+    fleet = Fleet(ground, accounts)
     leases = Leases(db, clock, fleet, jobs, times)
     store = Files(db, LocalBlobStore(data / "files"), clock, settings.max_file_bytes)
-    ticks = {"dispatcher": dispatcher.tick, "leases": leases.tick, "checkpoints": Checkpoints(db, jobs).tick}
-    engine = Engine(db, node, fleet, waiters, tasks, ticks)
+    ticks = {"dispatcher": dispatcher.tick, "leases": leases.tick, "checkpoints": checkpoints.tick}
+    engine = Engine(db, node, fleet, jobs, waiters, tasks, ticks)
     api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body)
     routes = [
         *predictions.routes(api),

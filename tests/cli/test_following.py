@@ -74,3 +74,19 @@ def test_removed_data_at_the_end_is_no_new_run(capsys: pytest.CaptureFixture[str
 def test_a_failure_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     shown(state("failed", error="out of paint"))
     assert "failed: out of paint" in capsys.readouterr().err
+
+
+def test_output_that_was_never_declared_is_shown_item_by_item(capsys: pytest.CaptureFixture[str]) -> None:
+    shown(state("processing", output=["a"]), state("succeeded", output=["a", {"b": 1}]))
+    shown(state("succeeded", output={"b": 1}))
+    assert capsys.readouterr().out == 'a\n{"b":1}\n{"b":1}\n'
+
+
+def test_a_file_of_the_server_is_saved_though_never_declared(
+    capsys: pytest.CaptureFixture[str], site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_file = f"{site}/f/{'0' * 40}/a.txt"
+    feed = Feed(None, Path("saved"))
+    feed.show(state("succeeded", output=[with_file, f"{site}/page"]))
+    assert capsys.readouterr().out == f"saved/a.txt\t{with_file}\n{site}/page\n"

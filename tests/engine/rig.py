@@ -9,10 +9,12 @@ from msgspec import UNSET, Raw
 
 from cogflare.domain.ids import new_id
 from cogflare.engine.accounts import Accounts
+from cogflare.engine.adoption import Ground, LinkTimes
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.leases import Leases
-from cogflare.engine.links import Fleet, Link, LinkTimes
+from cogflare.engine.link import Link
+from cogflare.engine.links import Fleet
 from cogflare.engine.predictions import Order, Predictions
 from cogflare.engine.service import Checkpoints, Tasks
 from cogflare.engine.views import PredictionView
@@ -49,10 +51,10 @@ class Rig:
         self.catalog = Catalog(db, self.clock)
         self.dispatcher = Dispatcher(db, self.clock, self.tasks.spawn)
         self.predictions = Predictions(db, self.clock, self.catalog, self.dispatcher, Waiters(), max_strikes=3)
-        self.fleet = Fleet(
+        self.checkpoints = Checkpoints(db, self.predictions, self.tasks.spawn)
+        self.ground = Ground(
             db,
             self.clock,
-            self.accounts,
             self.catalog,
             self.dispatcher,
             self.predictions,
@@ -60,9 +62,10 @@ class Rig:
             node,
             "test",
             self.tasks.spawn,
+            self.checkpoints.started,
         )
+        self.fleet = Fleet(self.ground, self.accounts)
         self.leases = Leases(db, self.clock, self.fleet, self.predictions, times)
-        self.checkpoints = Checkpoints(db, self.predictions)
 
     async def caller(self, name: str, kind: str = "api") -> Caller:
         """Return the caller of a new token of an account (made if new)."""

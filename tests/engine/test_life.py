@@ -23,6 +23,8 @@ async def test_a_prediction_runs_on_a_worker(store: Database) -> None:
     work = await worker.next()
     assert (work.prediction, work.attempt) == (created.id, 1)
     key = await worker.start(work)
+    assert (await rig.predictions.get(client.account, created.id)).status == "starting", "not before it is committed"
+    await rig.checkpoints.tick()
     assert (await rig.predictions.get(client.account, created.id)).status == "processing"
     worker.end.log(key, "half way\n")
     await worker.pump()

@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from cogflare.api.wire import format_time
 from cogflare.protocol.codec import encode
-from cogflare.protocol.messages import Assign, Finish
+from cogflare.protocol.messages import PING, Assign, Finish
 from cogflare.store import fleet
 from cogflare.store.base import Database, Hint, Listener, Row, Statement, Unavailable, Value
 from engine.rig import Rig, RigWorker
@@ -314,6 +314,7 @@ async def test_a_status_that_was_shown_never_moves_back(store: Database, how: st
     worker, client = await rig.worker(), await rig.caller("ada")
     created = await rig.create(client)
     await worker.start(await worker.next())
+    await rig.checkpoints.tick()
     assert (await rig.predictions.get(client.account, created.id)).status == "processing"
     if how == "closed":
         reached, go_on = slow.hold("before close_link")
@@ -341,6 +342,7 @@ async def test_a_canceled_prediction_keeps_the_start_that_was_shown(store: Datab
     worker, client = await rig.worker(), await rig.caller("ada")
     created = await rig.create(client)
     await worker.start(await worker.next())
+    await rig.checkpoints.tick()
     before = await rig.predictions.get(client.account, created.id)
     canceled = await rig.predictions.cancel(client.account, created.id)
     assert canceled.started_at == before.started_at
@@ -486,6 +488,8 @@ async def test_a_lease_renewed_while_others_are_rescued_is_kept(store: Database)
     await worker.start(await worker.next())
     await rig.leases.tick()
     await asyncio.sleep(0.9)
+    assert worker.link is not None
+    await worker.link.receive(PING)
     looked, go_on = slow.hold("live_attempts")
     tick = asyncio.create_task(rig.leases.tick())
     await asyncio.wait_for(looked.wait(), 5)

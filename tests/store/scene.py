@@ -7,6 +7,7 @@ import apsw
 import asyncpg
 
 from cogflare.domain.ids import new_id, new_key
+from cogflare.domain.phases import Status
 from cogflare.store import fleet, predictions
 from cogflare.store.base import Database, Row, Statement, Value
 from cogflare.store.catalog import Version, register
@@ -128,25 +129,39 @@ class Scene:
 
     async def cancel(self, key: AttemptKey) -> None:
         """End a prediction and, where an attempt runs, that attempt."""
-        ended = predictions.end(*key, predictions.Status.CANCELED, now=self.tick())
+        ended = predictions.end(*key, Status.CANCELED, now=self.tick())
         await self.db.write(*ended, predictions.end_attempt(*key, "canceled", now=self.now))
 
     async def requeue(
-        self, key: AttemptKey, queues: Sequence[str] = (QUEUE,), avoid: str | None = None, avoid_us: int = 0
+        self,
+        key: AttemptKey,
+        queues: Sequence[str] = (QUEUE,),
+        avoid: str | None = None,
+        avoid_us: int = 0,
+        renewals: int | None = None,
     ) -> None:
         """Take an attempt back as a rescuer does; it is a strike if the attempt had started."""
         state = await fleet.get_attempt(self.db, *key)
         assert state is not None
         await self.db.write(
-            predictions.requeue(*key, state.started_at),
+            predictions.requeue(*key, state.started_at, renewals),
             predictions.end_attempt(*key, "lost", now=self.tick(), reason="silent", slot_free=True),
             *predictions.enqueue(key[0], queues, avoid, self.now + avoid_us if avoid else None),
         )
 
     async def checkpoint(
-        self, key: AttemptKey, items: int | None = None, log_bytes: int = 0, chunks: Sequence[Chunk] = ()
+        self,
+        key: AttemptKey,
+        items: int | None = None,
+        log_bytes: int = 0,
+        chunks: Sequence[Chunk] = (),
+        epoch: int | None = None,
     ) -> None:
-        point = predictions.Checkpoint(*key, self.tick(), items, log_bytes)
+        """Commit live data as the link of that epoch does; by default, the newest of the holder."""
+        state = await fleet.get_attempt(self.db, *key)
+        if epoch is None:
+            epoch = self.epochs[state.holder] if state is not None else 0
+        point = predictions.Checkpoint(*key, self.tick(), items, log_bytes, epoch)
         await self.db.write(*predictions.checkpoint([point], chunks))
 
     async def row(self, prediction: str) -> PredictionRow:
@@ -173,5 +188,5 @@ class Scene:
         await self.db.write(*register(offered))
 
     async def account(self, name: str) -> None:
-        fields = {"id": name, "username": name, "name": name, "kind": "user", "now": self.tick()}
+        fields: dict[str, Value] = {"id": name, "username": name, "name": name, "kind": "user", "now": self.tick()}
         await self.db.write(Statement("insert_account", fields))

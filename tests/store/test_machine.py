@@ -277,8 +277,8 @@ class Machine(RuleBasedStateMachine):
 
 
 def run(make: Callable[[], Coroutine[Any, Any, tuple[Database, Rows]]], examples: int, steps: int) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Machine(make),
+    run_state_machine_as_test(
+        lambda: Machine(make),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,

@@ -5,13 +5,11 @@
 
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cogflare.store.base import Database
 from cogflare.store.open import open_database
 from cogflare.store.sql import Library, package_folder
 from store.scene import Rows, Scene

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import asyncpg
+import msgspec
 import pytest
 
 from cogflare.domain.phases import Status
@@ -40,10 +41,10 @@ async def uncommitted(url: str, *statements: Statement) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def waits_for_a_lock(rows: Rows) -> None:
-    """Return once a session waits for another."""
+async def waits_for_a_lock(rows: Rows, sessions: int = 1) -> None:
+    """Return once so many sessions wait for others."""
     async with asyncio.timeout(10):
-        while not await rows.fetch("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+        while len(await rows.fetch("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) < sessions:
             await asyncio.sleep(0.005)
 
 
@@ -70,7 +71,10 @@ async def test_a_claim_goes_around_a_flow_that_is_taken(scene: Scene, url: str) 
     for worker in ("w1", "w2"):
         await scene.link(worker)
     async with uncommitted(url, *predictions.claim(scene.wish("w1"), scene.tick())):
-        assert await scene.claim_key("w2") == (other, 1)
+        claiming = asyncio.ensure_future(scene.claim_key("w2"))
+        # It has chosen; the turns of the flows are counted by one transaction after the other.
+        await waits_for_a_lock(scene.rows)
+    assert await claiming == (other, 1)
 
 
 async def test_a_claim_leaves_what_is_being_canceled(scene: Scene, url: str) -> None:
@@ -121,7 +125,7 @@ async def test_a_newer_link_waits_for_the_claim_of_the_older(scene: Scene, url: 
         opening = asyncio.ensure_future(scene.link("w1"))
         await waits_for_a_lock(scene.rows)
     await opening
-    assert await fleet.live_of(scene.db, "w1") == [(id, 1)]
+    assert await fleet.live_of(scene.db, "w1", 2) == {(id, 1): 0}
 
 
 async def test_the_older_link_claims_nothing_while_the_newer_opens(scene: Scene, url: str) -> None:
@@ -168,16 +172,43 @@ async def test_a_late_word_of_loss_does_not_end_what_is_taken_up_again(scene: Sc
     assert await scene.occupied() == {key}
 
 
+async def test_a_link_that_opens_first_keeps_its_attempts(scene: Scene, url: str) -> None:
+    await scene.create()
+    key = await scene.claim_key()
+    held = {"worker": "w1", "held": f'[["{key[0]}", 1]]'}
+    opening = [
+        Statement("open_link", msgspec.structs.asdict(scene.hello("w1")), needs="row"),
+        Statement("readopt_predictions", held),
+        Statement("adopt_attempts", held),
+    ]
+    async with uncommitted(url, *opening):
+        point = predictions.Checkpoint(*key, scene.tick(), 5, 5, 1)
+        late = scene.db.write(*predictions.checkpoint([point], [predictions.Chunk(*key, "log", 0, "stale")]))
+        saving = asyncio.ensure_future(late)
+        await waits_for_a_lock(scene.rows)
+        # The units of one node go one after the other: another one rescues.
+        other = PostgresDatabase(url)
+        rescuing = asyncio.ensure_future(Scene(other, scene.rows).requeue(key, renewals=0))
+        await waits_for_a_lock(scene.rows, 2)
+    await saving
+    with pytest.raises(Conflict):
+        await rescuing
+    await other.aclose()
+    row, state = await scene.row(key[0]), await scene.attempt(key)
+    assert (row.phase, row.output_items, row.log_bytes, state.log_bytes) == ("assigned", None, 0, 0)
+    assert await predictions.chunks(scene.db, [key]) == []
+
+
 async def test_nodes_at_once_keep_the_books_right(scene: Scene, url: str) -> None:
     """Three nodes do everything to the same predictions, and the rules hold at the end."""
     nodes = [PostgresDatabase(url, writers=2) for _ in range(3)]
     random_ = random.Random(7)
-    epochs = [0, 0, 0]
+    epochs: dict[str, int] = {}
     ids: list[str] = []
 
-    async def one(number: int, db: PostgresDatabase, worker: str) -> None:
+    async def one(db: PostgresDatabase, worker: str) -> None:
         mine = Scene(db, scene.rows)
-        mine.epochs[worker] = epochs[number]
+        mine.epochs = epochs
         mine.now = scene.tick()
         turn = random_.random()
         try:
@@ -187,7 +218,6 @@ async def test_nodes_at_once_keep_the_books_right(scene: Scene, url: str) -> Non
                 await mine.claim(worker)
             elif turn < 0.65:
                 await mine.link(worker, random_.sample(live, min(len(live), 2)))
-                epochs[number] = max(epochs[number], mine.epochs[worker])
             else:
                 row = await mine.row(random_.choice(ids))
                 verbs = (mine.finish, mine.cancel, mine.requeue, mine.checkpoint)
@@ -201,11 +231,11 @@ async def test_nodes_at_once_keep_the_books_right(scene: Scene, url: str) -> Non
     live: list[tuple[str, int]] = []
     for number, db in enumerate(nodes):
         mine = Scene(db, scene.rows)
+        mine.epochs = epochs
         await mine.link(f"w{number + 1}")
-        epochs[number] = 1
     for _ in range(25):
         live = [(item.prediction, item.attempt) for item in await fleet.live_attempts(scene.db)]
-        await asyncio.gather(*(one(n % 3, nodes[n % 3], f"w{n % 3 + 1}") for n in range(36)))
+        await asyncio.gather(*(one(nodes[n % 3], f"w{n % 3 + 1}") for n in range(36)))
     for db in nodes:
         await db.aclose()
     await books_are_right(scene)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cogflare.store import fleet, predictions
-from cogflare.store.base import Conflict, Constraint, Statement
+from cogflare.store.base import Conflict, Constraint, Statement, Value
 from cogflare.store.fleet import LiveAttempt
 from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, Query
 from store.scene import OTHER_QUEUE, QUEUE, TURN, Scene
@@ -77,8 +77,7 @@ async def test_a_flow_that_comes_back_saves_up_nothing(scene: Scene) -> None:
     for _ in range(5):
         await scene.create("busy")
         await scene.claim_key()
-    virtual = dict(await scene.rows.fetch("SELECT flow, virtual_time FROM flows"))
-    assert virtual == {"busy": 5 * TURN}
+    assert await scene.rows.fetch("SELECT flow, virtual_time FROM flows") == [("busy", 5 * TURN)]
     # Nobody waits: a new flow starts at the greatest virtual time that was reached.
     await scene.create("new")
     assert (await scene.rows.fetch("SELECT virtual_time FROM flows WHERE flow = 'new'")) == [(5 * TURN,)]
@@ -321,7 +320,7 @@ async def test_checkpoints_may_be_repeated(scene: Scene) -> None:
     for _ in range(2):
         await scene.checkpoint(key, items=1, log_bytes=14, chunks=chunks)
     first = (await scene.attempt(key)).started_at
-    await scene.checkpoint(key, items=2, log_bytes=14, chunks=[Chunk(*key, "output", 0, "other")])
+    await scene.checkpoint(key, items=2, log_bytes=14, chunks=[Chunk(*key, "output", 0, '"shorter"')])
     state = await scene.attempt(key)
     assert (state.started_at, state.output_items, state.log_bytes) == (first, 2, 14)
     assert await predictions.chunks(scene.db, [key, ("gone", 1)]) == [chunks[1], chunks[2], chunks[0]]
@@ -333,7 +332,7 @@ async def test_one_unit_checkpoints_many(scene: Scene) -> None:
     for _ in range(3):
         await scene.create()
         keys.append(await scene.claim_key())
-    points = [Checkpoint(*key, 100 + n, n or None, n) for n, key in enumerate(keys)]
+    points = [Checkpoint(*key, 100 + n, n or None, n, epoch=1) for n, key in enumerate(keys)]
     await scene.db.write(*predictions.checkpoint(points, []))
     states = [await scene.attempt(key) for key in keys]
     assert [(state.started_at, state.output_items, state.log_bytes) for state in states] == [
@@ -357,6 +356,38 @@ async def test_a_checkpoint_of_an_old_attempt_moves_nothing(scene: Scene) -> Non
     assert (await scene.attempt(key)).output_items == 0
 
 
+async def test_a_checkpoint_of_an_old_link_moves_nothing(scene: Scene) -> None:
+    await scene.create()
+    key = await scene.claim_key()
+    await scene.link("w1", held=[key])
+    stale, fresh = (Chunk(*key, "output", 0, data) for data in ("1,2,3", "1,2,3,4"))
+    await scene.checkpoint(key, items=3, chunks=[stale], epoch=1)
+    assert (await scene.row(key[0])).phase == "assigned"
+    assert (await scene.attempt(key)).output_items == 0
+    assert await predictions.chunks(scene.db, [key]) == []
+    await scene.checkpoint(key, items=4, chunks=[fresh])
+    assert await predictions.chunks(scene.db, [key]) == [fresh]
+
+
+async def test_a_longer_chunk_replaces_a_shorter_one(scene: Scene) -> None:
+    await scene.create()
+    key = await scene.claim_key()
+    short, long = Chunk(*key, "output", 0, "1,2"), Chunk(*key, "output", 0, "1,2,3")
+    for chunk, kept in ((short, short), (long, long), (short, long)):
+        await scene.db.write(predictions.append_chunks([chunk]))
+        assert await predictions.chunks(scene.db, [key]) == [kept]
+
+
+async def test_a_rescuer_leaves_a_lease_that_was_renewed(scene: Scene) -> None:
+    await scene.create()
+    key = await scene.claim_key()
+    await scene.db.write(fleet.renew("w1", 1, [key]))
+    with pytest.raises(Conflict):
+        await scene.requeue(key, renewals=0)
+    assert await scene.entries() == []
+    await scene.requeue(key, renewals=1)
+
+
 async def test_a_large_input_lies_apart(scene: Scene) -> None:
     large = '{"text": "' + "é\\u0000x" * 100_000 + '"}'
     id = await scene.create(input=large)
@@ -376,8 +407,8 @@ async def test_a_result_is_put_in_parts(scene: Scene) -> None:
     key = await scene.claim_key()
 
     async def put(position: int, data: str, worker: str = "w1", attempt: int = 1) -> bool:
-        fields = {"prediction": key[0], "attempt": attempt, "worker": worker, "position": position, "data": data}
-        return bool((await scene.db.write(Statement("put_result", fields)))[0])
+        place: dict[str, Value] = {"prediction": key[0], "attempt": attempt, "position": position}
+        return bool((await scene.db.write(Statement("put_result", {**place, "worker": worker, "data": data})))[0])
 
     assert await put(0, "[1,é")
     assert await put(5, '"\\u0000"]')

@@ -2,23 +2,26 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from cogflare.engine.links import Fleet, Link
+from cogflare.engine.link import Link
+from cogflare.engine.links import Fleet
 from cogflare.protocol.messages import SUBPROTOCOL
 from cogflare.store.catalog import Caller
 
 _MAX_WAITING = 64 * 1024 * 1024  # bytes queued for an agent that does not read
+_CLOSE_S = 5.0  # for the closing handshake; an end that does not answer is cut off
 
 
 class Socket:
     """The port of a link: frames wait here until the socket takes them; an agent that never reads is cut off."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, cut: Callable[[], object]) -> None:
         self._send = send
+        self._cut = cut
         self._waiting: deque[Message] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -40,6 +43,7 @@ class Socket:
         """Queue the close, after what is queued."""
         if not self._is_closing:
             self._is_closing = True
+            asyncio.get_running_loop().call_later(_CLOSE_S, self._cut)
             self._waiting.append({"type": "websocket.close", "code": code, "reason": reason[:120]})
             self._wake.set()
 
@@ -70,23 +74,28 @@ class Gateway:
         await receive()
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
-        socket = Socket(send)
+        over = asyncio.Event()
+        socket = Socket(send, over.set)
         link = self._fleet.open(caller, socket)
         pump = asyncio.create_task(socket.pump())
+        reading = asyncio.create_task(_read(link, receive))
+        ended = asyncio.create_task(over.wait())
         try:
-            await _read(link, receive, pump)
+            await asyncio.wait((reading, pump, ended), return_when=asyncio.FIRST_COMPLETED)
+            if pump.done() and not reading.done():
+                # The close is sent; the peer may still answer it.
+                await asyncio.wait((reading, ended), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for task in (reading, pump, ended):
+                task.cancel()
+            await asyncio.gather(reading, pump, ended, return_exceptions=True)
             await link.closed()
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
 
 
-async def _read(link: Link, receive: Receive, pump: "asyncio.Task[None]") -> None:
+async def _read(link: Link, receive: Receive) -> None:
     while True:
         message: dict[str, Any] = dict(await receive())
         if message["type"] != "websocket.receive":
             return
         frame = message.get("text")
         await link.receive(frame if frame is not None else message.get("bytes") or b"")
-        if pump.done():
-            return

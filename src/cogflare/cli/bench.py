@@ -15,7 +15,9 @@ _COLUMNS = ("measurement", "per s", "p50 ms", "p99 ms", "errors")
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(0.5, 600), default=5.0, show_default=True, help="Length of each run.")
-@click.option("--database-url", help="An empty PostgreSQL database to use instead of SQLite; it is filled with test data.")
+@click.option(
+    "--database-url", help="An empty PostgreSQL database to use instead of SQLite; it is filled with test data."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 def bench(seconds: float, database_url: str | None, as_json: bool) -> None:
     """Measure this machine: a real server and a real agent around a model that does nothing.

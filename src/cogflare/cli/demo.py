@@ -59,9 +59,9 @@ def demo(keep: Path | None, output: Path) -> None:
 
     The first run downloads Cog and what the models need, once, into ~/.cache/cogflare. Nothing is left running.
     """
-    replicate = _replicate()
     if not (EXAMPLES / PICTURE / "cog.yaml").is_file():
         raise click.UsageError("the demo needs the example models: run it in a checkout of Cogflare (`make demo`)")
+    replicate = _replicate()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         folder = (keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogflare-demo-")))).resolve()

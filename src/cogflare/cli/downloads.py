@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 import click
 import httpx2
 
+OUR_FILE: Final = re.compile(r"/f/[0-9a-z]{40}/[^/]+\Z")
+"""How the URL of a file that this kind of server keeps ends."""
 _TIMEOUT: Final = httpx2.Timeout(60, connect=10)
 _UNSAFE: Final = re.compile(r"[^\w.+-]+")
 _MAX_NAME: Final = 120

@@ -12,10 +12,10 @@ from rich.status import Status as Spinner
 from rich.text import Text
 
 from cogflare.cli.client import Client, Unreachable
-from cogflare.cli.downloads import file_urls, save
+from cogflare.cli.downloads import OUR_FILE, file_urls, save
 from cogflare.cli.output import duration, seconds_between, visible
 from cogflare.domain.phases import TERMINAL, Status
-from cogflare.domain.schemas import has_file_outputs, output_kind
+from cogflare.domain.schemas import component, has_file_outputs, output_kind
 
 POLL_S: Final = 0.3
 PATIENCE_S: Final = 120.0
@@ -30,7 +30,9 @@ class Feed:
     """
 
     def __init__(self, openapi_schema: Any, folder: Path | None) -> None:
-        self._kind = output_kind(openapi_schema)
+        # A folder that was never built with Cog's own tool says nothing about its output: what comes is looked at.
+        self._is_declared = bool((component(openapi_schema, "Output") or {}).keys() - {"title"})
+        self._kind = output_kind(openapi_schema) if self._is_declared else "iterator"
         self._has_files = has_file_outputs(openapi_schema)
         self._folder = folder
         self._console = Console(stderr=True, highlight=False)
@@ -93,13 +95,12 @@ class Feed:
             self._console.print(Text(_last_state(line)), soft_wrap=True)
 
     def _show_output(self, output: Any, is_ended: bool) -> None:
-        if self._kind == "single":
-            if is_ended and output is not None:
-                self._put(output)
-        elif isinstance(output, list):
+        if self._kind != "single" and isinstance(output, list):
             new, self._items = output[self._items :], max(self._items, len(output))
             for item in new:
                 self._put(item)
+        elif is_ended and output is not None:
+            self._put(output)
 
     def _put(self, value: Any) -> None:
         if self._kind == "text" and isinstance(value, str):
@@ -109,7 +110,7 @@ class Feed:
             click.echo(_for_terminal(value), nl=False)
             self._is_mid_line = not value.endswith("\n") if value else self._is_mid_line
             return
-        urls = list(file_urls(value)) if self._has_files else []
+        urls = [url for url in file_urls(value) if self._has_files or (not self._is_declared and OUR_FILE.search(url))]
         if [value] != urls and value != urls:
             click.echo(_for_terminal(value if isinstance(value, str) else msgspec.json.encode(value).decode()))
         for url in urls:

@@ -41,13 +41,13 @@ def predict(
     model, version = _parse(reference)
     schema = _schema(client, model, version)
     values = parse_inputs(inputs, schema)
+    feed = Feed(schema, None if as_json and folder is None else folder or Path())
     prediction = _create(client, model, version, values)
     if no_wait:
         print_json(prediction) if as_json else click.echo(prediction["id"])
         return
-    note(f"prediction {prediction['id']}")
-    feed = Feed(schema, None if as_json and folder is None else folder or Path())
     try:
+        note(f"prediction {prediction['id']}")
         prediction = follow(client, prediction, feed)
     except KeyboardInterrupt:
         _cancel(client, prediction["id"])

@@ -1,10 +1,10 @@
 """What can be wrong with a request, in the domain's words; the API turns each into a problem document.
 
-    RequestError
-    ├── NotFound            nothing of that id or name that this account may see
-    ├── VersionNotFound     the version does not exist, or the account may not use it
-    ├── InvalidInput        the input does not fit the version's schema; carries the fields
-    └── Forbidden           this token may not do that
+RequestError
+├── NotFound            nothing of that id or name that this account may see
+├── VersionNotFound     the version does not exist, or the account may not use it
+├── InvalidInput        the input does not fit the version's schema; carries the fields
+└── Forbidden           this token may not do that
 """
 
 from cogflare.domain.inputs import FieldProblem

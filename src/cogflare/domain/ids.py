@@ -20,14 +20,32 @@ def _base32(value: int, length: int) -> str:
     return "".join(reversed(parts))
 
 
+class _Randomness:
+    """Random bytes of the operating system, fetched some hundred ids at a time: one call each would be felt."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._at = 0
+
+    def bits(self, size: int) -> int:
+        """Return `size` random bytes as an integer."""
+        if self._at + size > len(self._pool):
+            self._pool, self._at = secrets.token_bytes(8192), 0
+        start, self._at = self._at, self._at + size
+        return int.from_bytes(self._pool[start : self._at])
+
+
+_random = _Randomness()
+
+
 def new_id(now: int) -> str:
     """Return a ULID for the time `now` (microseconds since 1970): 26 characters that sort by time."""
-    return _base32((now // 1000) << 80 | secrets.randbits(80), ID_LENGTH)
+    return _base32((now // 1000) << 80 | _random.bits(10), ID_LENGTH)
 
 
 def new_key() -> str:
     """Return an unguessable key (200 random bits, 40 characters) for a URL that is its own authorization."""
-    return _base32(secrets.randbits(200), KEY_LENGTH)
+    return _base32(_random.bits(25), KEY_LENGTH)
 
 
 def is_id(text: str) -> bool:

@@ -8,6 +8,7 @@ twice; what the unit brings back is assigned, or the reservation is returned. Hi
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import structlog
@@ -22,6 +23,7 @@ CHANNEL_QUEUE = "queue"
 POLL_S = 2.0
 _STATEMENTS = 4  # of one claim
 _BATCH = 16
+_LOOKERS = 8  # seats of a queue that look for themselves at each poll
 
 log = structlog.get_logger()
 
@@ -151,17 +153,24 @@ class Dispatcher:
 
     # --- claims on their own -------------------------------------------------------------------------------------
 
-    def wake(self, queues: Iterable[str]) -> None:
-        """Let the idle seats of these queues claim."""
+    def wake(self, queues: Iterable[str], seats: int = 1) -> None:
+        """Let an idle seat of each of these queues claim (or some), the least recently used first.
+
+        A seat goes on until it is full or the queue is empty, so that one is enough for one new entry; thousands of
+        idle workers must not all run for it.
+        """
         for queue in queues:
-            for seat in list(self._idle.get(queue, ())):
+            idle = self._idle.get(queue, {})
+            for seat in list(islice(idle, seats)):
+                del idle[seat]
+                idle[seat] = None
                 self._start(seat)
 
     async def tick(self) -> float:
         """Wake idle seats whose queues wait, whatever became of the hints; returns the seconds until the next look."""
         if self._idle and not self._stopped:
             waiting = [row[0] for row in await self._db.read("ready_queues")]
-            self.wake(queue for queue in waiting if queue in self._idle)
+            self.wake((queue for queue in waiting if queue in self._idle), _LOOKERS)
         return POLL_S
 
     def _heard(self, hint: Hint) -> None:

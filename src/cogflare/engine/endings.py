@@ -3,12 +3,13 @@
 import msgspec
 from msgspec import Raw, UnsetType
 
-from cogflare.engine.live import Live
+from cogflare.engine.live import Live, bounded_metrics
 from cogflare.engine.waiters import Ended
 from cogflare.protocol.messages import Finish
 from cogflare.store.predictions import INLINE_BYTES, Chunk, Ending, cut
 
 MAX_ERROR = 10_000  # characters
+_MAX_RUN_MS = 1e12
 
 _json = msgspec.json.Encoder()
 
@@ -23,11 +24,10 @@ class Result(msgspec.Struct, frozen=True):
 
 def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Result:
     """Return what a worker's finish stores; `uploaded_bytes` is the size of a result that was put by HTTP."""
-    completed = max(live.created_at, now - finish.ago_ms * 1000)
+    completed = max(live.created_at, live.started_at or 0, now - finish.ago_ms * 1000)
     started = live.started_at
     if started is None and finish.run_ms is not None:
-        started = completed - int(finish.run_ms * 1000)
-    started = min(started, completed) if started is not None else None
+        started = max(live.created_at, completed - int(_run_s(finish.run_ms) * 1_000_000))
     metrics = _metrics(live, finish, completed, started)
     chunks, output, items, size = _output(live, finish, uploaded_bytes)
     log_chunks, logs = _logs(live)
@@ -111,13 +111,18 @@ def _error(finish: Finish) -> str | None:
 
 
 def _metrics(live: Live, finish: Finish, completed: int, started: int | None) -> str:
-    metrics: dict[str, Raw | float] = {**live.metrics, **finish.metrics}
+    metrics: dict[str, Raw | float] = {**bounded_metrics(live.metrics, finish.metrics)}
     if finish.run_ms is not None:
-        metrics["predict_time"] = round(finish.run_ms / 1000, 6)
+        metrics["predict_time"] = round(_run_s(finish.run_ms), 6)
     elif started is not None:
         metrics.setdefault("predict_time", _seconds(completed - started))
     metrics["total_time"] = _seconds(completed - live.created_at)
     return _json.encode(metrics).decode()
+
+
+def _run_s(run_ms: float) -> float:
+    """Return the seconds that a worker says its model ran; what no clock can mean is cut to what one can."""
+    return min(max(run_ms, 0.0), _MAX_RUN_MS) / 1000
 
 
 def _seconds(us: int) -> float:

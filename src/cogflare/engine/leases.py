@@ -7,13 +7,16 @@ observer therefore watches a full period before it rescues anything, and no jump
 import structlog
 
 from cogflare.domain.clock import Clock
-from cogflare.engine.links import Fleet, LinkTimes
+from cogflare.engine.adoption import LinkTimes
+from cogflare.engine.links import Fleet
 from cogflare.engine.predictions import Predictions
 from cogflare.protocol.messages import AttemptKey
 from cogflare.store import fleet
 from cogflare.store.base import Database
 
 log = structlog.get_logger()
+
+_TOKENS_S = 10.0
 
 
 class Leases:
@@ -27,6 +30,7 @@ class Leases:
         self._times = times
         self._seen: dict[AttemptKey, tuple[int, float]] = {}
         self._look_at = 0.0
+        self._check_at = 0.0
 
     async def tick(self) -> float:
         """Look for silent links, ended graces and expired leases; returns the seconds until the next look."""
@@ -36,11 +40,17 @@ class Leases:
         if now >= self._look_at:
             self._look_at = now + self._times.lease_s / 8
             await self._expired(now)
+        if now >= self._check_at:
+            self._check_at = now + _TOKENS_S
+            await self._links.check_tokens()
         return min(1.0, self._times.close_grace_s / 4, self._times.lease_s / 8)
 
     def _silence(self, now: float) -> None:
-        for link in self._links.links.values():
-            if not link.is_away and now - link.heard_at > self._times.silence_s:
+        for link in list(self._links.links.values()):
+            silent_s = now - link.heard_at
+            if silent_s > self._times.lease_s:
+                link.close(4408, "nothing was heard for too long")
+            elif not link.is_away and silent_s > self._times.silence_s:
                 log.warning("worker silent", worker=link.worker)
                 link.away()
 
@@ -48,9 +58,9 @@ class Leases:
         due = [worker for worker, (_, at) in self._links.departed.items() if at <= now]
         for worker in due:
             epoch, _ = self._links.departed.pop(worker)
-            for key in await fleet.live_of(self._db, worker, epoch):
+            for key, renewals in (await fleet.live_of(self._db, worker, epoch)).items():
                 reason = f"worker {worker} closed its connection and did not come back"
-                await self._rescue(key, reason)
+                await self._rescue(key, reason, renewals)
 
     async def _expired(self, now: float) -> None:
         seen: dict[AttemptKey, tuple[int, float]] = {}
@@ -62,9 +72,10 @@ class Leases:
             if now - since < self._times.lease_s:
                 seen[key] = (renewals, since)
             else:
-                await self._rescue(key, f"worker {attempt.holder} was silent for {self._times.lease_s:g} s")
+                reason = f"worker {attempt.holder} was silent for {self._times.lease_s:g} s"
+                await self._rescue(key, reason, renewals)
         self._seen = seen
 
-    async def _rescue(self, key: AttemptKey, reason: str) -> None:
+    async def _rescue(self, key: AttemptKey, reason: str, renewals: int) -> None:
         log.warning("attempt lost", prediction=key[0], attempt=key[1], reason=reason)
-        await self._predictions.rescue(key, reason, slot_free=True)
+        await self._predictions.rescue(key, reason, slot_free=True, renewals=renewals)

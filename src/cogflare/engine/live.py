@@ -4,6 +4,7 @@ Positions are absolute: `items` counts output items, `log` counts UTF-8 bytes. W
 in the store as chunks; the rest is written by the next checkpoint, or by the unit that ends the attempt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,13 +15,19 @@ from cogflare.domain.phases import Status
 from cogflare.engine.views import PredictionView
 from cogflare.protocol.codec import ProtocolError
 from cogflare.protocol.messages import AttemptKey
-from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, cut
+from cogflare.store.base import Statement
+from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, checkpoint, cut
+
+_METRICS = 100
+_METRIC_NAME = 100  # characters
+_METRIC_BYTES = 1_000
 
 
 class Holder(Protocol):
     """The link that an attempt runs over."""
 
     worker: str
+    epoch: int
 
     def cancel(self, key: AttemptKey) -> None:
         """Tell the worker that the attempt is no longer wanted; its slot stays taken until the worker frees it."""
@@ -86,7 +93,7 @@ class Live:
     def checkpoint(self) -> Checkpoint:
         """Return how far the data goes; to be committed with `uncommitted()`."""
         items = len(self.items) or None
-        return Checkpoint(self.prediction, self.attempt, self.started_at or 0, items, len(self.log))
+        return Checkpoint(self.prediction, self.attempt, self.started_at or 0, items, len(self.log), self.holder.epoch)
 
     def committed(self, point: Checkpoint) -> None:
         """Note that a checkpoint is durable."""
@@ -122,17 +129,41 @@ class Live:
         return chunks
 
 
+def bounded_metrics(known: dict[str, Raw], news: dict[str, Raw]) -> dict[str, Raw]:
+    """Return the metrics with the news among them, as far as they stay few and small; each is a copy of its own."""
+    merged = dict(known)
+    for name, value in news.items():
+        fits = len(name) <= _METRIC_NAME and len(memoryview(value)) <= _METRIC_BYTES
+        if fits and (name in merged or len(merged) < _METRICS):
+            merged[name] = value.copy()
+    return merged
+
+
 def view_live(base: PredictionView, live: Live) -> PredictionView:
-    """Show a prediction that runs on this node: newer than what is stored."""
+    """Show a prediction that runs on this node: newer than what is stored.
+
+    Its start is shown once it is committed, and nothing of the run before that: a status never moves back, not even
+    when this node is killed the moment after.
+    """
+    if not live.committed_start:
+        return msgspec.structs.replace(base, version=live.version, attempt=live.attempt)
     output = b"[" + b",".join(live.items) + b"]" if live.items else None
-    started = base.started_at if live.started_at is None else (base.started_at or live.started_at)
+    started = base.started_at or live.started_at
     return msgspec.structs.replace(
         base,
         version=live.version,
-        status=Status.STARTING if started is None else Status.PROCESSING,
+        status=Status.PROCESSING,
         attempt=live.attempt,
         started_at=started,
         output=output,
         logs=live.logs(),
         metrics=msgspec.json.encode(live.metrics).decode() if live.metrics else None,
     )
+
+
+def save(lives: Sequence[Live]) -> list[Statement]:
+    """Return the statements that commit the live data of these attempts."""
+    dirty = [live for live in lives if live.is_dirty() and live.started_at is not None]
+    if not dirty:
+        return []
+    return checkpoint([live.checkpoint() for live in dirty], [c for live in dirty for c in live.uncommitted()])

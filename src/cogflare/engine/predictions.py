@@ -32,6 +32,7 @@ CHANNEL_CANCEL = "cancel"
 INTERRUPTED = "Prediction interrupted; please retry (code: PA)"
 AVOID_US = 10_000_000
 _LOOK_AGAIN_S = 5.0
+_TRIES_PER_STRIKE = 10
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -119,7 +120,10 @@ class Predictions:
         if live.account != account:
             raise NotFound
         if live.base is None:
-            live.base = await self._read(account, prediction)
+            found = await self._read(account, prediction)
+            if found.is_ended:
+                return found
+            live.base = found
             return await self.get(account, prediction)
         return view_live(live.base, live)
 
@@ -130,7 +134,9 @@ class Predictions:
         views = [view(row, parts) for row in rows]
         lives = [self.lives.get(shown.id) for shown in views]
         return [
-            view_live(shown, live) if live is not None and not shown.is_ended else shown
+            view_live(shown, live)
+            if live is not None and not shown.is_ended and live.attempt == shown.attempt
+            else shown
             for shown, live in zip(views, lives, strict=True)
         ]
 
@@ -160,7 +166,7 @@ class Predictions:
     async def finish(self, live: Live, finish: Finish, seat: Seat | None) -> Verdict:
         """End the attempt as its worker says; a reserved `seat` claims in the same unit. Safe to repeat."""
         if finish.status == "lost":
-            self._drop(live)
+            self.drop(live)
             if seat is not None:
                 self._dispatcher.cancel(seat)
             reason = finish.error or "the model's process ended"
@@ -177,36 +183,46 @@ class Predictions:
             self._ending[live.prediction] = result.ended
             rows = await self._db.write(*statements, hints=[Hint(CHANNEL_ENDED, live.prediction)])
         except Conflict:
-            self._drop(live)
-            return await self.verdict(live.key, finish.status)
+            self.drop(live)
+            if finish.slot_free:
+                # Whoever was faster (a cancel) left the slot to the worker, and this was its word.
+                await self._db.write(fleet.free_slots(live.holder.worker, [live.key], self._clock.wall()))
+            return await self.verdict(live.key, live.holder.worker, finish.status)
         finally:
             self._ending.pop(live.prediction, None)
             if seat is not None and not rows:
                 self._dispatcher.cancel(seat)
-        self._drop(live)
+        self.drop(live)
         if seat is not None:
             self._dispatcher.settle(seat, rows[end:])
         return "committed"
 
-    async def verdict(self, key: AttemptKey, status: str) -> Verdict:
+    async def verdict(self, key: AttemptKey, worker: str, status: str) -> Verdict:
         """Return the answer to a finish that changes nothing: it is known already, too late, or was never given out."""
         state = await fleet.get_attempt(self._db, *key)
-        if state is None:
+        if state is None or state.holder != worker:
             return "unknown"
         return "committed" if state.outcome == status and state.current == key[1] else "superseded"
 
     async def rescue(
-        self, key: AttemptKey, reason: str, *, live: Live | None = None, slot_free: bool, is_innocent: bool = False
+        self,
+        key: AttemptKey,
+        reason: str,
+        *,
+        live: Live | None = None,
+        slot_free: bool,
+        is_innocent: bool = False,
+        renewals: int | None = None,
     ) -> None:
         """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not.
 
         `live` is what it had shown on this node. Its worker gets other work first for a while, unless it
-        `is_innocent` and had not started.
+        `is_innocent` and had not started. A lease that has moved on from `renewals` is left alone.
         """
         while True:
             state = await fleet.get_attempt(self._db, *key)
             row = await store.get(self._db, key[0])
-            if state is None or row is None:
+            if state is None or row is None or (renewals is not None and state.renewals != renewals):
                 return
             now = self._clock.wall()
             started_at = (live.started_at if live is not None else None) or state.started_at
@@ -223,7 +239,7 @@ class Predictions:
                     return
             else:
                 avoid = None if is_innocent and started_at is None else state.holder
-                if await self._requeue(row, lost, started_at, avoid):
+                if await self._requeue(row, lost, started_at, avoid, renewals):
                     return
 
     # --- inside ----------------------------------------------------------------------------------------------------
@@ -311,9 +327,17 @@ class Predictions:
         log_bytes = len(live.log) if live is not None else row.log_bytes
         metrics = endings.stopped_metrics(row.created_at, started_at, now)
         statements = store.end(
-            row.id, row.attempt, status, now=now, error=error, output_items=items, log_bytes=log_bytes, metrics=metrics
+            row.id,
+            row.attempt,
+            status,
+            now=now,
+            error=error,
+            output_items=items,
+            log_bytes=log_bytes,
+            metrics=metrics,
+            started_at=started_at,
         )
-        if row.phase in (Phase.ASSIGNED, Phase.RUNNING):
+        if row.attempt > 0:
             # What the output has shown so far may name files.
             statements.append(Statement("bind_files", {"prediction": row.id, "attempt": row.attempt}))
             if live is not None:
@@ -339,6 +363,8 @@ class Predictions:
 
     async def _final_loss(self, row: PredictionRow, was_shown: bool, started: bool, reason: str) -> str | None:
         """Return the error of a prediction that may not run again after this loss."""
+        if row.attempt >= _TRIES_PER_STRIKE * self._max_strikes:
+            return f"Prediction could not be started in {row.attempt} tries; the last time because {reason}"
         if row.strikes + started >= self._max_strikes:
             return f"Prediction was lost {row.strikes + started} times; the last time because {reason}"
         if not row.output_items and not was_shown:
@@ -349,12 +375,14 @@ class Predictions:
         is_text = version is not None and version.output_kind == "text"
         return INTERRUPTED if is_text and not (model is not None and model.rerun) else None
 
-    async def _requeue(self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None) -> bool:
+    async def _requeue(
+        self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None, renewals: int | None
+    ) -> bool:
         queues = await self._queues(row)
         avoid_until = self._clock.wall() + AVOID_US
         try:
             await self._db.write(
-                store.requeue(row.id, row.attempt, started_at),
+                store.requeue(row.id, row.attempt, started_at, renewals),
                 lost,
                 *store.enqueue(row.id, queues, avoid, avoid_until),
                 hints=[Hint(CHANNEL_QUEUE, queue) for queue in queues],
@@ -374,16 +402,22 @@ class Predictions:
         rows = await self._db.read("result_bytes", prediction=live.prediction, attempt=live.attempt)
         return int(rows[0][0])
 
-    def _drop(self, live: Live) -> None:
+    def drop(self, live: Live) -> None:
+        """Forget the live state of an attempt that does not run on this node any more."""
         if self.lives.get(live.prediction) is live:
             del self.lives[live.prediction]
 
     def _heard(self, hint: Hint) -> None:
         if hint.channel == CHANNEL_ENDED:
             self._waiters.wake(hint.payload, self._ending.get(hint.payload))
+            live = self.lives.get(hint.payload)
+            if live is not None and not live.ending:
+                # It ended elsewhere, or by a cancel that this node has not heard of.
+                self.drop(live)
+                live.holder.cancel(live.key)
         elif hint.channel == CHANNEL_CANCEL:
             prediction, _, attempt = hint.payload.partition(" ")
             live = self.lives.get(prediction)
             if live is not None and str(live.attempt) == attempt:
-                self._drop(live)
+                self.drop(live)
                 live.holder.cancel(live.key)

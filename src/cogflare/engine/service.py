@@ -1,17 +1,19 @@
 """Start, run and stop of the engine: one loop drives every periodic role; tasks of links and claims are kept here."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import structlog
 
-from cogflare.engine.links import Fleet, save
+from cogflare.engine.links import Fleet
+from cogflare.engine.live import Live, save
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.waiters import Waiters
 from cogflare.store.base import Database, Statement, StoreError
 
 CHECKPOINT_S = 0.5
+START_S = 0.03
 
 log = structlog.get_logger()
 
@@ -33,8 +35,10 @@ class Tasks:
 
     async def settle(self, timeout_s: float) -> int:
         """Wait for the tasks under way; returns how many did not end in time (they are cancelled)."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        clock = asyncio.get_running_loop().time
+        due = clock() + timeout_s
+        while self._tasks and (left_s := due - clock()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left_s)
         left = list(self._tasks)
         for task in left:
             task.cancel()
@@ -53,33 +57,61 @@ class Tasks:
 
 
 class Checkpoints:
-    """Commits the live data of running attempts: one unit a tick for all that changed."""
+    """Commits the live data of running attempts: one unit a tick for all that changed.
 
-    def __init__(self, db: Database, predictions: Predictions) -> None:
+    A start is committed sooner than the next tick, because clients see it only then; but not at once: a run that is
+    over within that moment needs no unit of its own for it.
+    """
+
+    def __init__(
+        self, db: Database, predictions: Predictions, spawn: Callable[[Coroutine[Any, Any, None]], Any]
+    ) -> None:
         self._db = db
         self._predictions = predictions
+        self._spawn = spawn
+        self._is_due = False
+
+    def started(self) -> None:
+        """Note that an attempt has begun."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_later(START_S, self._commit_starts)
+
+    def _commit_starts(self) -> None:
+        self._is_due = False
+        self._spawn(self._commit([live for live in self._predictions.lives.values() if not live.committed_start]))
 
     async def tick(self) -> float:
         """Commit what is new; returns the seconds until the next look."""
-        lives = self._predictions.lives
-        dirty = [live for live in lives.values() if live.started_at is not None and live.is_dirty() and not live.ending]
+        await self._commit(self._predictions.lives.values())
+        return CHECKPOINT_S
+
+    async def _commit(self, lives: Iterable[Live]) -> None:
+        dirty = [live for live in lives if live.started_at is not None and live.is_dirty() and not live.ending]
         if dirty:
             points = [live.checkpoint() for live in dirty]
             await self._db.write(*save(dirty))
             for live, point in zip(dirty, points, strict=True):
                 live.committed(point)
-        return CHECKPOINT_S
 
 
 class Engine:
     """The running engine of one node: starts and stops its roles, each within a bound."""
 
     def __init__(
-        self, db: Database, node: str, links: Fleet, waiters: Waiters, tasks: Tasks, ticks: Mapping[str, Tick]
+        self,
+        db: Database,
+        node: str,
+        links: Fleet,
+        predictions: Predictions,
+        waiters: Waiters,
+        tasks: Tasks,
+        ticks: Mapping[str, Tick],
     ) -> None:
         self._db = db
         self._node = node
         self._links = links
+        self._predictions = predictions
         self._waiters = waiters
         self._tasks = tasks
         self._ticks = ticks
@@ -101,10 +133,10 @@ class Engine:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        held = len(self._links.predictions.lives)
+        held = len(self._predictions.lives)
         left = await self._tasks.settle(limit_s)
         try:
-            await self._db.write(*save(list(self._links.predictions.lives.values())))
+            await self._db.write(*save(list(self._predictions.lives.values())))
         except StoreError as error:
             log.error("live data not saved; the agents have it", error=str(error))
         log.info("stopped", running=held, unfinished=left)

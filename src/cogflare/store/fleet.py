@@ -125,9 +125,10 @@ async def live_attempts(db: Database) -> list[LiveAttempt]:
     return [LiveAttempt(*row) for row in await db.read("live_attempts")]
 
 
-async def live_of(db: Database, worker: str, epoch: int | None = None) -> list[AttemptKey]:
-    """Return the attempts of a worker that have not ended; with `epoch`, none if it has opened a newer link since."""
-    return [(prediction, attempt) for prediction, attempt in await db.read("live_of", worker=worker, epoch=epoch)]
+async def live_of(db: Database, worker: str, epoch: int) -> dict[AttemptKey, int]:
+    """Return the attempts of a worker that have not ended, with their renewals; none if it has opened a newer link."""
+    rows = await db.read("live_of", worker=worker, epoch=epoch)
+    return {(prediction, attempt): renewals for prediction, attempt, renewals in rows}
 
 
 async def get_attempt(db: Database, prediction: str, attempt: int) -> AttemptState | None:

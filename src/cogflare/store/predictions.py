@@ -123,13 +123,14 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
-    """How far the live data of a running attempt is committed."""
+    """How far the live data of a running attempt goes, as its link of that `epoch` knows it."""
 
     prediction: str
     attempt: int
     started_at: int
     output_items: int | None
     log_bytes: int
+    epoch: int
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -219,7 +220,7 @@ def finish(ending: Ending, chunks: Sequence[Chunk]) -> list[Statement]:
     """Return the statements that end the current attempt and its prediction; `Conflict` says it is not current."""
     fields = msgspec.structs.asdict(ending)
     slot_free, has_files = fields.pop("slot_free"), fields.pop("has_files")
-    key = {"prediction": ending.prediction, "attempt": ending.attempt}
+    key: dict[str, Value] = {"prediction": ending.prediction, "attempt": ending.attempt}
     statements = [Statement("finish_prediction", fields, needs="row")]
     if chunks:
         statements.append(append_chunks(chunks))
@@ -286,6 +287,7 @@ def end(
     output_items: int | None = None,
     log_bytes: int = 0,
     metrics: str | None = None,
+    started_at: int | None = None,
 ) -> list[Statement]:
     """Return the statements that end a prediction by the server's own decision; `Conflict` says it moved meanwhile."""
     return [
@@ -300,6 +302,7 @@ def end(
                 "output_items": output_items,
                 "log_bytes": log_bytes,
                 "metrics": metrics,
+                "started_at": started_at,
             },
             needs="row",
         ),
@@ -307,29 +310,38 @@ def end(
     ]
 
 
-def requeue(prediction: str, attempt: int, started_at: int | None) -> Statement:
+def requeue(prediction: str, attempt: int, started_at: int | None, renewals: int | None = None) -> Statement:
     """Return the statement that takes a claimed prediction back to the queue; `Conflict` says it moved meanwhile.
 
-    An attempt that had started counts as a strike.
+    An attempt that had started counts as a strike. With `renewals`, a lease that was renewed since is left alone.
     """
-    fields = {"prediction": prediction, "attempt": attempt, "started_at": started_at}
+    fields: dict[str, Value] = {
+        "prediction": prediction,
+        "attempt": attempt,
+        "started_at": started_at,
+        "renewals": renewals,
+    }
     return Statement("requeue_prediction", {**fields, "strike": int(started_at is not None)}, needs="row")
 
 
 def append_chunks(chunks: Sequence[Chunk]) -> Statement:
-    """Return the statement that appends live data; a position that is there already stays as it is."""
+    """Return the statement that appends live data; at a position that is there already, the longer piece stays."""
     return Statement("append_chunks", {"chunks": _text(chunks)})
 
 
 def checkpoint(points: Sequence[Checkpoint], chunks: Sequence[Chunk]) -> list[Statement]:
-    """Return the statements that commit live data of running attempts."""
+    """Return the statements that commit live data of running attempts; those of an older link change nothing."""
     attempts = _text(points)
     # Whoever locks both takes the prediction first.
     statements = [
         Statement("checkpoint_predictions", {"attempts": attempts}),
         Statement("checkpoint_attempts", {"attempts": attempts}),
     ]
-    return [*statements, append_chunks(chunks)] if chunks else statements
+    if chunks:
+        epochs = {(point.prediction, point.attempt): point.epoch for point in points}
+        fenced = [(chunk, epochs[chunk.prediction, chunk.attempt]) for chunk in chunks]
+        statements.append(Statement("checkpoint_chunks", {"chunks": _text(fenced)}))
+    return statements
 
 
 async def get(db: Database, prediction: str) -> PredictionRow | None:
@@ -340,12 +352,16 @@ async def get(db: Database, prediction: str) -> PredictionRow | None:
 
 async def list_page(db: Database, query: Query) -> list[PredictionRow]:
     """Return a page of predictions, newest first."""
-    bounds = {"account": query.account, "created_from": query.created_from, "created_to": query.created_to}
-    filters = {"status": query.status, "model": query.model}
+    filters: dict[str, Value] = {"status": query.status, "model": query.model}
+    bounds: dict[str, Value] = {
+        "account": query.account,
+        "created_from": query.created_from,
+        "created_to": query.created_to,
+    }
     if query.before is None and query.after is not None:
         rows = await db.read("list_predictions_upwards", **bounds, **filters, after=query.after, limit=query.limit)
         return [_row(row) for row in reversed(rows)]
-    page = {**bounds, "before": query.before or "~", "after": query.after or "", "limit": query.limit}
+    page: dict[str, Value] = {**bounds, "before": query.before or "~", "after": query.after or "", "limit": query.limit}
     if query.model is not None:
         rows = await db.read("list_predictions_by_model", **page, **filters)
     elif query.status is not None:
@@ -374,7 +390,7 @@ def is_ended(row: PredictionRow) -> bool:
 
 
 def _row(row: Row) -> PredictionRow:
-    return PredictionRow(*row[:5], bool(row[5]), *row[6:-1], bool(row[-1]))
+    return msgspec.structs.replace(PredictionRow(*row), pinned=bool(row[5]), data_removed=bool(row[-1]))
 
 
 def raw(text: str) -> Raw:

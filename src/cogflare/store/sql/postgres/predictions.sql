@@ -9,7 +9,7 @@
 --   claim - requeue    the new entries cannot be seen before the row is free
 --   claim - readopt    the claim skips the row; a readopt that waited finds another attempt
 --   finish - cancel    the second waits and finds the phase `ended`
---   requeue - readopt  the second waits; a requeue that comes second takes back what was adopted, which is allowed
+--   requeue - readopt  the second waits; a requeue for an expired lease finds it renewed, and is a Conflict
 --   enqueue - cancel   the enqueue locks the row, so it leaves no entry of an ended prediction
 
 -- name: insert_prediction
@@ -89,7 +89,7 @@ RETURNING id;
 -- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
 UPDATE predictions SET
     phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
-    log_bytes = :log_bytes, metrics = :metrics
+    log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at::bigint)
 WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
 RETURNING id;
 
@@ -113,44 +113,74 @@ WHERE attempts.prediction = :prediction AND attempts.attempt = :attempt
     AND NOT (p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
 
 -- name: requeue_prediction
+-- With `renewals`, only if the lease has not moved since the caller saw it. A link that opens meanwhile moves it, so the
+-- attempt is locked too: what a condition says of a row that is not locked was true before the wait.
+WITH current AS (
+    SELECT p.id
+    FROM predictions AS p JOIN attempts AS a ON a.prediction = p.id AND a.attempt = p.attempt
+    WHERE p.id = :prediction AND p.attempt = :attempt AND p.phase IN ('assigned', 'running')
+        AND (:renewals::bigint IS NULL OR a.renewals = :renewals)
+    FOR UPDATE OF p, a
+)
 UPDATE predictions SET
     phase = 'queued', strikes = strikes + :strike::bigint, started_at = coalesce(started_at, :started_at::bigint),
     status = CASE WHEN coalesce(started_at, :started_at::bigint) IS NULL THEN 'starting' ELSE 'processing' END,
     output_items = NULL, log_bytes = 0
-WHERE id = :prediction AND attempt = :attempt AND phase IN ('assigned', 'running')
-RETURNING id;
+FROM current WHERE predictions.id = current.id
+RETURNING predictions.id;
 
 -- name: append_chunks
--- `chunks` is a JSON array of [prediction, attempt, kind, position, data]; a repeated position changes nothing.
+-- `chunks` is a JSON array of [prediction, attempt, kind, position, data]; a longer chunk replaces the
+-- shorter one that begins at the same position: both are pieces of one stream.
 INSERT INTO chunks (prediction, attempt, kind, position, data)
 SELECT value ->> 0, (value ->> 1)::bigint, value ->> 2, (value ->> 3)::bigint, value ->> 4
 FROM json_array_elements(:chunks::json)
-ON CONFLICT DO NOTHING;
+ON CONFLICT (prediction, attempt, kind, position) DO UPDATE SET data = excluded.data
+WHERE length(excluded.data) > length(chunks.data);
+
+-- name: checkpoint_chunks
+-- As `append_chunks`, for attempts that have not ended and whose link is still the one that wrote the checkpoint:
+-- `chunks` is a JSON array of [chunk, link_epoch].
+INSERT INTO chunks (prediction, attempt, kind, position, data)
+SELECT a.prediction, a.attempt, c.value -> 0 ->> 2, (c.value -> 0 ->> 3)::bigint, c.value -> 0 ->> 4
+FROM json_array_elements(:chunks::json) AS c (value)
+JOIN attempts AS a ON a.prediction = c.value -> 0 ->> 0 AND a.attempt = (c.value -> 0 ->> 1)::bigint
+WHERE a.link_epoch = (c.value ->> 1)::bigint AND a.ended_at IS NULL
+ON CONFLICT (prediction, attempt, kind, position) DO UPDATE SET data = excluded.data
+WHERE length(excluded.data) > length(chunks.data);
 
 -- name: checkpoint_attempts
--- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes].
+-- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes, link_epoch].
 UPDATE attempts SET
     started_at = coalesce(attempts.started_at, c.started_at),
     output_items = greatest(attempts.output_items, coalesce(c.output_items, 0)),
     log_bytes = greatest(attempts.log_bytes, c.log_bytes)
 FROM (
     SELECT value ->> 0 AS prediction, (value ->> 1)::bigint AS attempt, (value ->> 2)::bigint AS started_at,
-        (value ->> 3)::bigint AS output_items, (value ->> 4)::bigint AS log_bytes
+        (value ->> 3)::bigint AS output_items, (value ->> 4)::bigint AS log_bytes,
+        (value ->> 5)::bigint AS epoch
     FROM json_array_elements(:attempts::json)
 ) AS c
-WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND attempts.ended_at IS NULL;
+WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND attempts.ended_at IS NULL
+    AND attempts.link_epoch = c.epoch;
 
 -- name: checkpoint_predictions
+-- Both rows are locked before they are judged, so that no link that opens meanwhile is overlooked.
+WITH c AS (
+    SELECT p.id, (value ->> 2)::bigint AS started_at, (value ->> 3)::bigint AS output_items,
+        (value ->> 4)::bigint AS log_bytes
+    FROM json_array_elements(:attempts::json) AS point (value)
+    JOIN predictions AS p ON p.id = value ->> 0 AND p.attempt = (value ->> 1)::bigint
+    JOIN attempts AS a ON a.prediction = value ->> 0 AND a.attempt = (value ->> 1)::bigint
+    WHERE p.phase IN ('assigned', 'running') AND a.link_epoch = (value ->> 5)::bigint
+    FOR UPDATE OF p, a
+)
 UPDATE predictions SET
     phase = 'running', status = 'processing', started_at = coalesce(predictions.started_at, c.started_at),
-    output_items = c.output_items, log_bytes = c.log_bytes
-FROM (
-    SELECT value ->> 0 AS prediction, (value ->> 1)::bigint AS attempt, (value ->> 2)::bigint AS started_at,
-        (value ->> 3)::bigint AS output_items, (value ->> 4)::bigint AS log_bytes
-    FROM json_array_elements(:attempts::json)
-) AS c
-WHERE predictions.id = c.prediction AND predictions.attempt = c.attempt
-    AND predictions.phase IN ('assigned', 'running');
+    output_items = CASE WHEN c.output_items > coalesce(predictions.output_items, 0) THEN c.output_items
+                        ELSE predictions.output_items END,
+    log_bytes = greatest(predictions.log_bytes, c.log_bytes)
+FROM c WHERE predictions.id = c.id;
 
 -- name: put_result
 INSERT INTO chunks (prediction, attempt, kind, position, data)

@@ -59,11 +59,11 @@ WHERE holder = :worker AND slot_freed_at IS NULL
     AND (prediction, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:held));
 
 -- name: live_of
--- The attempts of a worker that have not ended; with `epoch`, only while that link is still its newest.
-SELECT a.prediction, a.attempt FROM attempts AS a
+-- The attempts of a worker that have not ended, while this link is its newest.
+SELECT a.prediction, a.attempt, a.renewals FROM attempts AS a
 JOIN workers AS w ON w.id = a.holder
 WHERE a.holder = :worker AND a.slot_freed_at IS NULL AND a.ended_at IS NULL
-    AND (:epoch IS NULL OR w.link_epoch = :epoch);
+    AND w.link_epoch = :epoch;
 
 -- name: renew
 -- Renews what is listed and still wanted; returns what was renewed.

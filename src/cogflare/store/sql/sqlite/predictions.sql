@@ -71,7 +71,7 @@ RETURNING id;
 -- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
 UPDATE predictions SET
     phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
-    log_bytes = :log_bytes, metrics = :metrics
+    log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at)
 WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
 RETURNING id;
 
@@ -93,44 +93,66 @@ WHERE prediction = :prediction AND attempt = :attempt AND NOT EXISTS (
     WHERE p.id = :prediction AND p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
 
 -- name: requeue_prediction
+-- With `renewals`, only if the lease has not moved since the caller saw it.
 UPDATE predictions SET
     phase = 'queued', strikes = strikes + :strike, started_at = coalesce(started_at, :started_at),
     status = CASE WHEN coalesce(started_at, :started_at) IS NULL THEN 'starting' ELSE 'processing' END,
     output_items = NULL, log_bytes = 0
 WHERE id = :prediction AND attempt = :attempt AND phase IN ('assigned', 'running')
+    AND (:renewals IS NULL OR EXISTS (
+        SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND renewals = :renewals))
 RETURNING id;
 
 -- name: append_chunks
--- `chunks` is a JSON array of [prediction, attempt, kind, position, data]; a repeated position changes nothing.
+-- `chunks` is a JSON array of [prediction, attempt, kind, position, data]; a longer chunk replaces the
+-- shorter one that begins at the same position: both are pieces of one stream.
 INSERT INTO chunks (prediction, attempt, kind, position, data)
 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(:chunks) WHERE true
-ON CONFLICT DO NOTHING;
+ON CONFLICT (prediction, attempt, kind, position) DO UPDATE SET data = excluded.data
+WHERE length(excluded.data) > length(chunks.data);
+
+-- name: checkpoint_chunks
+-- As `append_chunks`, for attempts that have not ended and whose link is still the one that wrote the checkpoint:
+-- `chunks` is a JSON array of [chunk, link_epoch].
+INSERT INTO chunks (prediction, attempt, kind, position, data)
+SELECT c.value ->> '$[0][0]', c.value ->> '$[0][1]', c.value ->> '$[0][2]', c.value ->> '$[0][3]', c.value ->> '$[0][4]'
+FROM json_each(:chunks) AS c
+CROSS JOIN attempts AS a ON a.prediction = c.value ->> '$[0][0]' AND a.attempt = c.value ->> '$[0][1]'
+WHERE a.link_epoch = c.value ->> 1 AND a.ended_at IS NULL
+ON CONFLICT (prediction, attempt, kind, position) DO UPDATE SET data = excluded.data
+WHERE length(excluded.data) > length(chunks.data);
 
 -- name: checkpoint_attempts
--- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes].
+-- `attempts` is a JSON array of [prediction, attempt, started_at, output_items, log_bytes, link_epoch].
 UPDATE attempts SET
     started_at = coalesce(attempts.started_at, c.started_at),
     output_items = max(attempts.output_items, coalesce(c.output_items, 0)),
     log_bytes = max(attempts.log_bytes, c.log_bytes)
 FROM (
     SELECT value ->> 0 AS prediction, value ->> 1 AS attempt, value ->> 2 AS started_at, value ->> 3 AS output_items,
-        value ->> 4 AS log_bytes
+        value ->> 4 AS log_bytes, value ->> 5 AS epoch
     FROM json_each(:attempts)
 ) AS c
 -- The plus keeps the planner from walking through all open attempts.
-WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND +attempts.ended_at IS NULL;
+WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND +attempts.ended_at IS NULL
+    AND attempts.link_epoch = c.epoch;
 
 -- name: checkpoint_predictions
 UPDATE predictions SET
     phase = 'running', status = 'processing', started_at = coalesce(predictions.started_at, c.started_at),
-    output_items = c.output_items, log_bytes = c.log_bytes
+    output_items = CASE WHEN c.output_items > coalesce(predictions.output_items, 0) THEN c.output_items
+                        ELSE predictions.output_items END,
+    log_bytes = max(predictions.log_bytes, c.log_bytes)
 FROM (
     SELECT value ->> 0 AS prediction, value ->> 1 AS attempt, value ->> 2 AS started_at, value ->> 3 AS output_items,
-        value ->> 4 AS log_bytes
+        value ->> 4 AS log_bytes, value ->> 5 AS epoch
     FROM json_each(:attempts)
 ) AS c
 WHERE predictions.id = c.prediction AND predictions.attempt = c.attempt
-    AND predictions.phase IN ('assigned', 'running');
+    AND predictions.phase IN ('assigned', 'running')
+    AND EXISTS (
+        SELECT 1 FROM attempts AS a
+        WHERE a.prediction = c.prediction AND a.attempt = c.attempt AND a.link_epoch = c.epoch);
 
 -- name: put_result
 INSERT INTO chunks (prediction, attempt, kind, position, data)
