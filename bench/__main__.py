@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench import cog
 from cogflare.cli.bench import cells
 from cogflare.cli.benchmark import measure
 from cogflare.cli.benchmark.measure import Measured
 from tests.support.postgres import PostgresServer
-
-from bench import cog
 
 _PAGE = Path(__file__).parents[1] / "docs" / "reference" / "performance.md"
 _MARK = "<!-- results -->"

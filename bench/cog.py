@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import uvloop
+
 from cogflare.agent.runners.cogyaml import read_config
 from cogflare.agent.runners.environment import ensure, scrubbed
 from cogflare.agent.runners.process import free_port
@@ -85,8 +86,11 @@ def _worker(stage: Stage, cog_url: str, folder: Path) -> Iterator[None]:
     token = stage.call("POST", "/v1/tokens", json={"kind": "worker", "name": "cog"}).json()["token"]
     with (folder / "cog-worker.log").open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "cogflare.cli", "worker", "--server", stage.url, "--model", "bench/cog"]
-            + ["--url", cog_url, "--state", str(folder / "cog-worker")],
+            [
+                *(sys.executable, "-m", "cogflare.cli", "worker"),
+                *("--server", stage.url, "--model", "bench/cog"),
+                *("--url", cog_url, "--state", str(folder / "cog-worker")),
+            ],
             env={**os.environ, "COGFLARE_WORKER_TOKEN": token},
             stdout=log,
             stderr=log,

@@ -29,7 +29,7 @@ def is_alive(pid: int) -> bool:
 async def gone(pids: list[int]) -> None:
     """Wait until none of the processes is left."""
     async with asyncio.timeout(10):
-        while any(map(is_alive, pids)):  # noqa: ASYNC110 - nobody tells when another's child is gone
+        while any(map(is_alive, pids)):
             await asyncio.sleep(0.01)
 
 
@@ -152,7 +152,7 @@ asyncio.run(main())
 @pytest.mark.skipif(sys.platform != "linux", reason="the tie between agent and server is Linux's")
 async def test_a_killed_agent_takes_its_server_along(cog_cache):
     here = str(Path(__file__).parents[1])
-    with subprocess.Popen(  # noqa: ASYNC220 - it only has to start
+    with subprocess.Popen(
         [sys.executable, "-c", AGENT, str(MODELS / "noop"), str(cog_cache), here], stdout=subprocess.PIPE
     ) as agent:
         assert agent.stdout is not None

@@ -4,10 +4,11 @@ import json
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -53,7 +54,9 @@ def scene(shared_stage: Stage) -> Scene:
     server = shared_stage.server(max_body=str(MAX_BODY))
     shared_stage.scripted(server, slots=10)
     worker = shared_stage.scripted(server, account="other", name="victim")
-    server.token("worker", "me")
+    # All tokens are made now, since no test may be seen to change their list.
+    server.token()
+    server.token("worker")
     other = server.token("api", "other")
     until(lambda: len(server.workers()) == 2, "workers")
     path, script = "/v1/models/other/single/predictions", {"input": {"seconds": 600}}
@@ -162,11 +165,44 @@ def test_bodies_that_are_no_order(server: Server, body: bytes) -> None:
 
 
 FIELDS: dict[str, list[Any]] = {
-    "version": [None, 1, True, [], {}, "", "x", "a/b:c", "me/single:", ":", "f" * 64, "me/single:" + "f" * 64]
-    + ["other/single", "é", "\0", "x" * 10_000, "../../single", "me/single:latest"],
+    "version": [
+        None,
+        1,
+        True,
+        [],
+        {},
+        "",
+        "x",
+        "a/b:c",
+        "me/single:",
+        ":",
+        "f" * 64,
+        "me/single:" + "f" * 64,
+        "other/single",
+        "é",
+        "\0",
+        "x" * 10_000,
+        "../../single",
+        "me/single:latest",
+    ],
     "input": [None, [], "x", 1, False, [{}]],
-    "webhook": [1, [], {}, True, "word", "ftp://a.b/", "http://", "http://a b/", "javascript:alert(1)", "//a.b/"]
-    + ["https://" + "x" * 5000, "http://a.b:99999/", "http://[::1", "http://a.b/\n", "\0"],
+    "webhook": [
+        1,
+        [],
+        {},
+        True,
+        "word",
+        "ftp://a.b/",
+        "http://",
+        "http://a b/",
+        "javascript:alert(1)",
+        "//a.b/",
+        "https://" + "x" * 5000,
+        "http://a.b:99999/",
+        "http://[::1",
+        "http://a.b/\n",
+        "\0",
+    ],
     "webhook_events_filter": ["start", 1, {}, ["nope"], [1], [None], [[]], ["completed", "Completed"]],
     "webhook_completed": [1, [], "word"],
     "stream": ["yes", 1, []],
@@ -296,6 +332,7 @@ def test_what_is_not_even_http(server: Server) -> None:
         b"GET /caf\xc3\xa9 sp ace HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ):
@@ -306,7 +343,7 @@ def test_what_is_not_even_http(server: Server) -> None:
 def test_wrong_methods(scene: Scene, server: Server) -> None:
     prediction = f"/v1/predictions/{scene.running}"
     for path, methods in (
-        ("/v1/predictions", ["PUT", "DELETE", "PATCH", "FOO"]),
+        ("/v1/predictions", ["PUT", "DELETE", "PATCH", "OPTIONS"]),
         (prediction, ["POST", "PUT", "DELETE"]),
         (f"{prediction}/cancel", ["GET", "DELETE"]),
         (CREATE, ["GET", "PUT"]),
@@ -329,7 +366,6 @@ def test_credentials_that_are_none(scene: Scene, server: Server) -> None:
     for value in (
         "",
         "Bearer",
-        "Bearer ",
         f"Basic {own}",
         own,
         f"Bearer{own}",
@@ -440,26 +476,11 @@ texts = st.one_of(
     (values | orders).map(lambda value: json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")),
     st.binary(max_size=60),
 )
-pieces = st.sampled_from(
-    [
-        "v1",
-        "predictions",
-        "models",
-        "me",
-        "single",
-        "versions",
-        "tokens",
-        "workers",
-        "f",
-        "worker",
-        "..",
-        "cancel",
-        "drain",
-    ]
+names = ["predictions", "models", "single", "versions", "tokens", "workers", "worker", "cancel", "drain", "attempts"]
+pieces = st.sampled_from([*names, "v1", "me", "f", ".."]) | st.text(max_size=8).map(
+    lambda text: quote(text, safe="", errors="replace")
 )
-paths = st.lists(
-    pieces | st.text(max_size=8).map(lambda text: httpx2.URL(path=f"/{text}").raw_path[1:].decode()), max_size=6
-)
+paths = st.lists(pieces, max_size=6)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -473,10 +494,10 @@ def test_any_body(server: Server, body: bytes, path: str) -> None:
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]),
     path=paths,
-    query=st.text(max_size=20).map(lambda text: httpx2.QueryParams({"cursor": text, "status": text})),
+    query=st.text(max_size=20).map(lambda text: quote(text, errors="replace")),
 )
-def test_any_path(server: Server, method: str, path: list[str], query: httpx2.QueryParams) -> None:
-    answer = server.call(method, f"/{'/'.join(path)}?{query}")
+def test_any_path(server: Server, method: str, path: list[str], query: str) -> None:
+    answer = server.call(method, f"/{'/'.join(path)}?cursor={query}&status={query}")
     assert answer.status_code in (200, *REFUSALS)
     assert answer.is_success or method == "HEAD" or refused(answer)
 
@@ -489,6 +510,7 @@ class Rogue:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
+        self._heard: list[dict[str, Any]] = []
         self.worker = f"rogue-{secrets.token_hex(8)}"
 
     def say(self, *messages: dict[str, Any]) -> Self:
@@ -512,11 +534,11 @@ class Rogue:
     def hear(self, kind: str) -> dict[str, Any]:
         """Return the next message of this kind."""
         while True:
+            while self._heard:
+                if (message := self._heard.pop(0))["type"] == kind:
+                    return message
             frame = self.socket.recv(timeout=10)
-            for message in [] if frame == "pong" else json.loads(frame):
-                if message["type"] == kind:
-                    found: dict[str, Any] = message
-                    return found
+            self._heard += [] if frame == "pong" else json.loads(frame)
 
     def alive(self) -> bool:
         """Say whether the server still answers on this link."""
@@ -527,12 +549,12 @@ class Rogue:
 
     def closing(self) -> tuple[int, str]:
         """Return the code and the reason with which the server closes the link, soon."""
-        while True:
-            try:
+        with suppress(ConnectionClosed):
+            while True:
                 self.socket.recv(timeout=10)
-            except ConnectionClosed as closed:
-                assert closed.rcvd is not None, "the link broke without a word"
-                return closed.rcvd.code, closed.rcvd.reason
+        code, reason = self.socket.close_code, self.socket.close_reason
+        assert code not in (None, 1006), "the link broke without a word"
+        return code or 0, reason or ""
 
 
 @contextmanager
@@ -563,28 +585,29 @@ def test_handshakes_that_are_refused(scene: Scene, server: Server) -> None:
         assert check_problem(answer.status_code, answer.headers.get("content-type"), answer.body)["status"] == status
 
 
-BREACHES: dict[str, tuple[str | bytes, int]] = {
-    "binary": (b"[]", 1003),
-    "oversized": ("[" + " " * 1_000_000 + "]", 1009),
-    "huge": ("x" * 4_100_000, 1009),
-    "garbage": ("garbage", 1007),
-    "torn": ('[{"type":"ping"', 1007),
-    "no array": ("{}", 1002),
-    "numbers": ("[1]", 1002),
-    "no type": ("[{}]", 1002),
-    "NaN": ("[NaN]", 1007),
-    "deep": ("[" * 100_000, 1007),
-    "deep value": ('[{"type":"output","items":[' + "[" * 50_000 + "]" * 50_000 + "]}]", 1002),
-    "a second hello": ("", 1002),
+MALFORMED = 1002, 1007
+BREACHES: dict[str, tuple[str | bytes, tuple[int, ...]]] = {
+    "binary": (b"[]", (1003,)),
+    "oversized": ("[" + " " * 1_000_000 + "]", (1009,)),
+    "huge": ("x" * 4_100_000, (1009,)),
+    "garbage": ("garbage", MALFORMED),
+    "torn": ('[{"type":"ping"', MALFORMED),
+    "no array": ("{}", MALFORMED),
+    "numbers": ("[1]", MALFORMED),
+    "no type": ("[{}]", MALFORMED),
+    "NaN": ("[NaN]", MALFORMED),
+    "deep": ("[" * 100_000, MALFORMED),
+    "deep value": ('[{"type":"output","items":[' + "[" * 50_000 + "]" * 50_000 + "]}]", MALFORMED),
+    "a second hello": ("", MALFORMED),
     "absurd numbers": (
         json.dumps([{"type": "started", "prediction": "p", "attempt": 10**40, "ago_ms": -1}]),
-        1002,
+        MALFORMED,
     ),
-    "absurd capacity": ('[{"type":"capacity","offer":0,"slots":1000000000}]', 1002),
-    "an offer that was not made": ('[{"type":"capacity","offer":7,"slots":1}]', 1002),
-    "an id with a path": ('[{"type":"slot_free","prediction":"../x","attempt":1}]', 1002),
-    "a status of its own": ('[{"type":"finish","prediction":"p","attempt":1,"status":"great"}]', 1002),
-    "a message of the server": ('[{"type":"assign","prediction":"p","attempt":1,"offer":0},1]', 1002),
+    "absurd capacity": ('[{"type":"capacity","offer":0,"slots":1000000000}]', MALFORMED),
+    "an offer that was not made": ('[{"type":"capacity","offer":7,"slots":1}]', MALFORMED),
+    "an id with a path": ('[{"type":"slot_free","prediction":"../x","attempt":1}]', MALFORMED),
+    "a status of its own": ('[{"type":"finish","prediction":"p","attempt":1,"status":"great"}]', MALFORMED),
+    "a message of the server": ('[{"type":"assign","prediction":"p","attempt":1,"offer":0},1]', MALFORMED),
 }
 
 
@@ -592,18 +615,19 @@ BREACHES: dict[str, tuple[str | bytes, int]] = {
 @pytest.mark.parametrize("greeted", [False, True], ids=["before hello", "after hello"])
 @pytest.mark.usefixtures("unchanged")
 def test_breaches_of_the_protocol_end_the_link(server: Server, breach: str, greeted: bool) -> None:
-    frame, code = BREACHES[breach]
+    frame, codes = BREACHES[breach]
     with link(server) as rogue:
         if greeted or breach == "a second hello":
             rogue.hello().hear("welcome")
         if breach == "a second hello":
             rogue.hello()
         else:
-            rogue.socket.send(frame)
-        closed, reason = rogue.closing()
-        assert closed in (code, 1002)
-        assert closed == code or not greeted
-        assert reason or breach == "huge"
+            # A frame that is far too large is not even read to its end.
+            with suppress(ConnectionClosed):
+                rogue.socket.send(frame)
+        code, reason = rogue.closing()
+        assert code in codes or (code == 1002 and not greeted)
+        assert reason
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -630,7 +654,15 @@ HELLOS: dict[str, dict[str, Any]] = {
     "a name with a slash": {"offers": [{"owner": "me", "name": "a/b", "version": "9" * 64, "slots": 1}]},
     "many offers": {"offers": [{"owner": "me", "name": "rogue", "version": "9" * 64, "slots": 1}] * 1000},
     "a schema that is none": {
-        "offers": [{"owner": "me", "name": "bad", "version": "8" * 64, "slots": 1, "schema": {"components": 1}}]
+        "offers": [
+            {
+                "owner": "me",
+                "name": "bad",
+                "version": "8" * 64,
+                "slots": 1,
+                "schema": {"components": {"schemas": {"Input": {"type": 5}}}},
+            }
+        ]
     },
     "held on no offer": {"held": [{"prediction": "p", "attempt": 1, "offer": 9}]},
     "held numbers": {"held": [{"prediction": "p", "attempt": 2**70}]},
@@ -646,6 +678,21 @@ def test_hellos_that_are_refused(server: Server, changes: dict[str, Any]) -> Non
         assert code in (1002, 4400)
         assert reason
         assert rogue.worker not in {worker["id"] for worker in server.workers().values()}
+
+
+def test_schemas_that_make_no_sense_hurt_nobody(server: Server) -> None:
+    for number, schema in enumerate(
+        (1, "x", [], {}, None, {"components": 1}, {"components": {"schemas": {"Input": 1}}})
+    ):
+        offer = {"owner": "me", "name": f"odd{number}", "version": "7" * 64, "slots": 0, "schema": schema}
+        with link(server) as rogue:
+            rogue.hello(offers=[offer])
+            rogue.socket.recv(timeout=10)
+        answer = server.call("GET", f"/v1/models/me/odd{number}")
+        assert answer.status_code == 200 or refused(answer)["status"] == 404
+        made = server.call("POST", f"/v1/models/me/odd{number}/predictions", json={"input": {"a": 1}})
+        assert made.status_code == 201 or refused(made)["status"] in (404, 422)
+    assert server.call("GET", "/v1/models").status_code == 200
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -733,9 +780,9 @@ def test_a_revoked_worker_token_ends_its_links(server: Server) -> None:
     with link(server, made["token"]) as rogue:
         rogue.hello().hear("welcome")
         assert server.call("DELETE", f"/v1/tokens/{made['id']}", token=server.admin_token).status_code == 204
-        assert "revoked" in rogue.hear("reject")["reason"]
+        assert "does not count any more" in rogue.hear("reject")["reason"]
         code, reason = rogue.closing()
-        assert (code, "revoked" in reason) == (4401, True)
+        assert (code, "does not count any more" in reason) == (4401, True)
     with pytest.raises(InvalidStatus), link(server, made["token"]):
         pass
     assert made["token"] not in server.log()
@@ -747,7 +794,7 @@ def test_a_worker_whose_token_is_revoked_says_so_and_leaves(scene: Scene, server
     [own] = [token["id"] for token in tokens if (token["account"], token["kind"]) == ("revoked", "worker")]
     assert server.call("DELETE", f"/v1/tokens/{own}", token=server.admin_token).status_code == 204
     assert worker.join() == 2
-    assert "the token of this worker was revoked; start it with a new one" in worker.log()
+    assert "the token of this worker does not count any more; start it with a new one" in worker.log()
     assert server.token("worker", "revoked") not in worker.log()
 
 

@@ -10,7 +10,7 @@ PATIENCE_S = 10
 async def until(holds: Callable[[], object]) -> None:
     """Wait until the condition holds, however long that takes within reason."""
     async with asyncio.timeout(PATIENCE_S):
-        while not holds():  # noqa: ASYNC110
+        while not holds():
             await asyncio.sleep(0.001)
 
 

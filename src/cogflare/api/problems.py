@@ -18,7 +18,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 _NO_RETRY: Final = {"x-should-retry": "false"}
 
 
-class Problem(Exception):  # noqa: N818 - a word of RFC 9457
+class Problem(Exception):
     """A refusal: HTTP `status`, human `detail`, and what else its body and headers carry."""
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -68,6 +69,23 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Keep a second server off the same SQLite file: two would give the same prediction to two workers."""
+    url = settings.database()
+    if not url.startswith("sqlite:"):
+        yield
+        return
+    path = Path(url.removeprefix("sqlite:///").partition("?")[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{path}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingsError(f"another server runs on {path}; stop it, or choose another --data") from error
+        yield
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:
@@ -157,7 +175,7 @@ def serve(config: str | None, ready_file: str | None, **options: str | int | Non
     try:
         settings = load(config, options)
         telemetry.configure(settings.log_format)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with _alone(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings, ready_file))
     except (SettingsError, StoreError) as error:
         raise click.ClickException(str(error)) from error

@@ -27,7 +27,7 @@ _TYPES: Final = frozenset({"string", "integer", "number", "boolean", "array", "o
 _COUNTS: Final = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
-class BadSchema(ValueError):  # noqa: N818 - it names what is wrong
+class BadSchema(ValueError):
     """The worker's OpenAPI document cannot be read as a Cog schema."""
 
 

@@ -100,10 +100,11 @@ def request(url: str, token: str, path: str, body: bytes, prefer: str | None = N
 async def press(url: str, payload: bytes, connections: int, seconds: float, pause_s: float = 0.0) -> Figures:
     """Send the same request over some connections for some seconds and return what was measured."""
     parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
     loop = asyncio.get_running_loop()
     opened = []
     for _ in range(connections):
-        _, connection = await loop.create_connection(lambda: _Connection(payload), parts.hostname, parts.port)
+        _, connection = await loop.create_connection(lambda: _Connection(payload), host, port)
         opened.append(connection)
     begun = time.perf_counter()
     for connection in opened:
