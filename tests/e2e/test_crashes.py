@@ -1,16 +1,19 @@
 """Processes killed, stopped and stalled: what was accepted ends right, and runs once where its worker lived."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from support.processes import Server, Stage, Worker, until
+from support.runners import MODELS, family
 from support.scripted_worker import item, line
 
 PREDICTIONS = 50
@@ -29,7 +32,7 @@ def create_all(server: Server, seconds: float, steps: int = 20) -> list[str]:
 
 def start_workers(stage: Stage, server: Server) -> None:
     """Start one worker of each kind of model, with room for all predictions."""
-    workers = [stage.scripted(server, kind, slots=PREDICTIONS) for kind in ("single", "iterator")]  # type: ignore[arg-type]
+    workers = [stage.scripted(server, kind, slots=PREDICTIONS) for kind in ("single", "iterator")]
     for worker in workers:
         worker.connected()
 
@@ -121,7 +124,7 @@ def test_a_killed_server_loses_nothing(stage: Stage, server: Server) -> None:
 def test_a_server_that_is_killed_over_and_over_loses_nothing(stage: Stage) -> None:
     """Some runs end while no server is there, some queue while no worker has come back yet."""
     server = stage.server()
-    workers = [stage.scripted(server, kind, slots=10) for kind in ("single", "iterator")]  # type: ignore[arg-type]
+    workers = [stage.scripted(server, kind, slots=10) for kind in ("single", "iterator")]
     for worker in workers:
         worker.connected()
     predictions = create_all(server, seconds=0.5)
@@ -337,6 +340,36 @@ def test_ctrl_c_twice_hands_everything_over_at_once(stage: Stage) -> None:
         lost = server.attempts(prediction)[0]
         assert (lost["outcome"], lost["reason"]) == ("lost", f"worker {leaving.id} left (stopped)")
         assert stage.pids(prediction) == [leaving.pid, heir.pid]
+    check_quiet(server)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_real_workers_and_their_models_are_killed(stage: Stage, cog_cache: Path) -> None:
+    """First the model under its agent, then an agent above its model: each time the other worker takes over."""
+    server = stage.server(close_grace_s="0.5")
+    pair = [stage.cog(server, "me/sleeper", MODELS / "sleeper", cog_cache) for _ in range(2)]
+    by_id = {worker.connected().id: worker for worker in pair}
+    prediction = server.create("me/sleeper", seconds=2)
+    until(lambda: "asleep" in server.get(prediction)["logs"], "model that runs")
+    first = by_id[server.attempts(prediction)[0]["worker"]]
+    for pid in family(first.pid):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(server.attempts(prediction)) == 2, "second attempt")
+    second = by_id[server.attempts(prediction)[1]["worker"]]
+    assert second is not first
+    until(lambda: "asleep" in server.get(prediction)["logs"], "model that runs again")
+    orphans = family(second.pid)
+    assert orphans
+    second.kill9()
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["output"]) == ("succeeded", "rested")
+    attempts = server.attempts(prediction)
+    assert [by_id[attempt["worker"]] for attempt in attempts] == [first, second, first]
+    assert [attempt["outcome"] for attempt in attempts] == ["lost", "lost", "succeeded"]
+    assert all(attempt["started_at"] for attempt in attempts)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans), "end of the model without its agent")
     check_quiet(server)
 
 

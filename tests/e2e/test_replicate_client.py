@@ -1,19 +1,20 @@
 """Replicate's own Python client, unmodified, against a server with workers: what its users call, as they call it."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
-import replicate
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 from replicate.helpers import FileOutput
+from replicate.pagination import async_paginate
 from replicate.prediction import Prediction
 
 from support.processes import Server, Stage, version_of
@@ -38,17 +39,17 @@ def server(shared_stage: Stage, cog_cache: Path) -> Server:
 
 
 @pytest.fixture
-async def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[replicate.Client]:
+async def client(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
     """The client as the environment alone makes it."""
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.02")
     monkeypatch.setenv("REPLICATE_BASE_URL", server.url)
     monkeypatch.setenv("REPLICATE_API_TOKEN", server.token())
-    client = replicate.Client()
+    client = Client()
     yield client
     await close(client)
 
 
-async def close(client: replicate.Client) -> None:
+async def close(client: Client) -> None:
     """Close the connections of a client, which has no method for it."""
     client._client.close()
     await client._async_client.aclose()
@@ -58,13 +59,13 @@ async def close(client: replicate.Client) -> None:
 
 
 @pytest.mark.parametrize("reference", ["me/single", f"me/single:{version_of('single')}"])
-async def test_run_returns_the_output(client: replicate.Client, reference: str) -> None:
+async def test_run_returns_the_output(client: Client, reference: str) -> None:
     answer = {"number": 1.5, "text": "é\u2028", "list": [None, True]}
     assert client.run(reference, input={"output": answer}) == answer
     assert await client.async_run(reference, input={"output": answer}) == answer
 
 
-async def test_run_of_a_version_yields_what_an_iterator_yields(client: replicate.Client) -> None:
+async def test_run_of_a_version_yields_what_an_iterator_yields(client: Client) -> None:
     expected = [item(index) for index in range(5)]
     for wait in (True, False):
         assert list(client.run(TEXT, input={"items": 5}, wait=wait)) == expected
@@ -72,11 +73,11 @@ async def test_run_of_a_version_yields_what_an_iterator_yields(client: replicate
         assert [piece async for piece in output] == expected
 
 
-async def test_run_of_a_model_joins_its_list(client: replicate.Client) -> None:
+async def test_run_of_a_model_joins_its_list(client: Client) -> None:
     assert client.run("me/text", input={"items": 3}) == [item(0), item(1), item(2)]
 
 
-async def test_run_shows_what_is_yielded_while_it_runs(client: replicate.Client) -> None:
+async def test_run_shows_what_is_yielded_while_it_runs(client: Client) -> None:
     pieces = client.run(TEXT, input={"items": 5, "seconds": 1}, wait=False)
     first = next(pieces)
     running = client.predictions.list().results[0]
@@ -84,7 +85,7 @@ async def test_run_shows_what_is_yielded_while_it_runs(client: replicate.Client)
     assert [first, *pieces] == [item(index) for index in range(5)]
 
 
-async def test_run_drives_a_real_cog_model(client: replicate.Client) -> None:
+async def test_run_drives_a_real_cog_model(client: Client) -> None:
     version = client.models.get("me/tokens").latest_version
     assert version is not None
     assert list(client.run(f"me/tokens:{version.id}", input={"count": 4})) == ["w0 ", "w1 ", "w2 ", "w3 "]
@@ -92,7 +93,7 @@ async def test_run_drives_a_real_cog_model(client: replicate.Client) -> None:
     assert client.predictions.list().results[0].logs == "first word\n"
 
 
-async def test_run_goes_on_after_the_hold(client: replicate.Client) -> None:
+async def test_run_goes_on_after_the_hold(client: Client) -> None:
     """A hold that ends before the model shows `starting`, and the client polls on to the result."""
     held = client.models.predictions.create("me/single", input={"seconds": 1.3}, wait=1)
     assert (held.status, held.output) == ("starting", None)
@@ -101,7 +102,7 @@ async def test_run_goes_on_after_the_hold(client: replicate.Client) -> None:
 
 
 @pytest.mark.parametrize("wait", [True, False])
-async def test_a_failed_model_raises_its_message(client: replicate.Client, wait: bool) -> None:
+async def test_a_failed_model_raises_its_message(client: Client, wait: bool) -> None:
     with pytest.raises(ModelError, match=r"^out of cheese$") as caught:
         client.run("me/single", input={"fail": "out of cheese", "log": 1}, wait=wait)
     failed = caught.value.prediction
@@ -113,7 +114,7 @@ async def test_a_failed_model_raises_its_message(client: replicate.Client, wait:
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-async def test_create_reload_and_wait(client: replicate.Client) -> None:
+async def test_create_reload_and_wait(client: Client) -> None:
     made = client.predictions.create(version=version_of("single"), input={"seconds": 0.1, "log": 2, "output": 7})
     assert (made.status, made.output, made.logs, made.error) == ("starting", None, "", None)
     assert (made.model, made.version, made.input) == (
@@ -133,7 +134,7 @@ async def test_create_reload_and_wait(client: replicate.Client) -> None:
     assert client.predictions.get(made.id).dict() == made.dict()
 
 
-async def test_create_reload_and_wait_asynchronously(client: replicate.Client) -> None:
+async def test_create_reload_and_wait_asynchronously(client: Client) -> None:
     made = await client.predictions.async_create(model="me/single", input={"seconds": 0.1, "output": [1]})
     assert made.status == "starting"
     await made.async_wait()
@@ -143,7 +144,7 @@ async def test_create_reload_and_wait_asynchronously(client: replicate.Client) -
     assert (await client.predictions.async_list()).results[0].id == made.id
 
 
-async def test_create_of_a_model_holds_as_asked(client: replicate.Client) -> None:
+async def test_create_of_a_model_holds_as_asked(client: Client) -> None:
     held = client.models.predictions.create("me/single", input={"seconds": 0.2}, wait=True)
     assert (held.status, held.output) == ("succeeded", "done")
     held = await client.models.predictions.async_create("me/single", input={"seconds": 0.2}, wait=5)
@@ -151,7 +152,7 @@ async def test_create_of_a_model_holds_as_asked(client: replicate.Client) -> Non
     assert client.models.predictions.create("me/single", input={"seconds": 0.2}).status == "starting"
 
 
-async def test_cancel(client: replicate.Client, server: Server) -> None:
+async def test_cancel(client: Client, server: Server) -> None:
     made = client.predictions.create(version=version_of("text"), input={"seconds": 60, "items": 1000})
     server.processing(made.id)
     made.cancel()
@@ -164,16 +165,16 @@ async def test_cancel(client: replicate.Client, server: Server) -> None:
     assert (await client.predictions.async_cancel(other.id)).status == "canceled"
 
 
-async def test_cancel_of_what_has_ended_changes_nothing(client: replicate.Client) -> None:
+async def test_cancel_of_what_has_ended_changes_nothing(client: Client) -> None:
     ended = client.models.predictions.create("me/single", input={}, wait=True)
     assert client.predictions.cancel(ended.id).dict() == client.predictions.get(ended.id).dict()
     assert client.predictions.get(ended.id).status == "succeeded"
 
 
-async def test_pages_show_every_prediction_once(client: replicate.Client, server: Server, shared_stage: Stage) -> None:
+async def test_pages_show_every_prediction_once(client: Client, server: Server, shared_stage: Stage) -> None:
     shared_stage.scripted(server, "single", slots=20, account="pages").connected()
     url, token = server.url, server.token("api", "pages")
-    pager = replicate.Client(api_token=token, base_url=url)
+    pager = Client(api_token=token, base_url=url)
     made = [
         server.ask("POST", "/v1/models/pages/single/predictions", token=token, json={"input": {"output": number}})["id"]
         for number in range(250)
@@ -190,7 +191,7 @@ async def test_pages_show_every_prediction_once(client: replicate.Client, server
     back = pager.predictions.list(page.previous)
     assert [shown.id for shown in back.results] == made[::-1][100:200]
     assert pager.predictions.list(back.previous).previous is None
-    pages = replicate.pagination.async_paginate(pager.predictions.async_list)
+    pages = async_paginate(pager.predictions.async_list)
     assert [shown.id async for one in pages for shown in one] == seen
     await close(pager)
 
@@ -198,7 +199,7 @@ async def test_pages_show_every_prediction_once(client: replicate.Client, server
 # --- catalog and account ---------------------------------------------------------------------------------------------
 
 
-async def test_models_and_versions(client: replicate.Client) -> None:
+async def test_models_and_versions(client: Client) -> None:
     model = client.models.get("me/text")
     assert (model.owner, model.name, model.visibility, model.default_example) == ("me", "text", "private", None)
     assert model.run_count >= 0
@@ -213,7 +214,7 @@ async def test_models_and_versions(client: replicate.Client) -> None:
     assert {shown.name for shown in client.models.list()} == {"single", "text", "tokens"}
 
 
-async def test_account(client: replicate.Client) -> None:
+async def test_account(client: Client) -> None:
     for account in (client.accounts.current(), await client.accounts.async_current()):
         assert (account.type, account.username, account.name) == ("user", "me", "me")
 
@@ -228,7 +229,7 @@ async def refused(act: Callable[[], Any]) -> ReplicateError:
     return caught.value
 
 
-async def test_bad_input_is_told_in_replicates_words(client: replicate.Client, server: Server) -> None:
+async def test_bad_input_is_told_in_replicates_words(client: Client, server: Server) -> None:
     error = await refused(lambda: client.run("me/single", input={"seconds": "long", "items": -1}))
     lines = (
         "- input.items: Must be greater than or equal to 0\n"
@@ -253,7 +254,7 @@ async def test_bad_input_is_told_in_replicates_words(client: replicate.Client, s
     }
 
 
-async def test_unknown_things(client: replicate.Client) -> None:
+async def test_unknown_things(client: Client) -> None:
     unknown_version = await refused(lambda: client.predictions.create(version="f" * 64, input={}))
     assert (unknown_version.status, unknown_version.title) == (422, "Invalid version or not permitted")
     for act in (
@@ -272,7 +273,7 @@ async def test_a_wrong_token_is_refused(server: Server) -> None:
         ("cft_wrong", "You did not pass a valid authentication token"),
         (None, "You did not pass an authentication token"),
     ):
-        stranger = replicate.Client(api_token=token, base_url=server.url)
+        stranger = Client(api_token=token, base_url=server.url)
         error = await refused(lambda client=stranger: client.run("me/single", input={}))  # type: ignore[misc]
         assert (error.status, error.title, error.detail) == (401, "Unauthenticated", detail)
         await close(stranger)
@@ -286,7 +287,7 @@ async def test_the_base_url_may_have_a_version(server: Server, monkeypatch: pyte
     monkeypatch.setenv("REPLICATE_BASE_URL", server.url + suffix)
     monkeypatch.setenv("REPLICATE_API_TOKEN", server.token())
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.02")
-    client = replicate.Client()
+    client = Client()
     assert client.run("me/single", input={"output": 1}) == 1
     made: Prediction = client.predictions.create(version=version_of("single"), input={"seconds": 0.05})
     made.wait()
@@ -329,7 +330,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def secure_server(shared_stage: Stage, cog_cache: Path, certificate: tuple[Path, Path]) -> Iterator[Server]:
+def secure_server(shared_stage: Stage, cog_cache: Path, certificate: tuple[Path, Path]) -> Server:
     """A server that speaks https only, with workers that trust its certificate."""
     cert, key = certificate
     server = shared_stage.server(scheme="https", tls_cert=str(cert), tls_key=str(key))
@@ -346,7 +347,7 @@ async def test_files_come_back_as_file_output_over_https(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.02")
-    client = replicate.Client(api_token=secure_server.token(), base_url=secure_server.url)
+    client = Client(api_token=secure_server.token(), base_url=secure_server.url)
     answer = client.run("me/single", input={"file": "grüße"})
     assert isinstance(answer, FileOutput)
     assert answer.url.startswith(f"{secure_server.url}/f/")

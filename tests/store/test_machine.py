@@ -126,6 +126,11 @@ class Machine(RuleBasedStateMachine):
     def keys(self) -> list[AttemptKey]:
         return [(id, n) for id, job in self.jobs.items() for n in range(1, job.attempt + 1)]
 
+    def draw_key(self, data: st.DataObject) -> AttemptKey:
+        """Draw an attempt, as often one that runs as any."""
+        running = [(id, job.attempt) for id, job in self.jobs.items() if job.is_held]
+        return data.draw(st.sampled_from(running if running and data.draw(st.booleans()) else self.keys()))
+
     def end(self, job: Job, status: str) -> None:
         job.phase, job.status = "ended", status
         self.leave(job)
@@ -171,7 +176,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.keys())
     @rule(data=st.data())
     def checkpoint(self, data: st.DataObject) -> None:
-        id, attempt = data.draw(st.sampled_from(self.keys()))
+        id, attempt = self.draw_key(data)
         self.runner.run(self.scene.checkpoint((id, attempt), data.draw(st.sampled_from([None, 1, 2]))))
         job = self.jobs[id]
         tried = job.tries[attempt - 1]
@@ -182,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.keys())
     @rule(data=st.data(), worker=st.sampled_from(sorted(WORKERS)), slot_free=st.booleans())
     def finish(self, data: st.DataObject, worker: str, slot_free: bool) -> None:
-        id, attempt = data.draw(st.sampled_from(self.keys()))
+        id, attempt = self.draw_key(data)
         job = self.jobs[id]
         tried = job.tries[attempt - 1]
         status = data.draw(st.sampled_from(["succeeded", "failed", "canceled"]))
@@ -208,7 +213,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.keys())
     @rule(data=st.data(), avoids=st.booleans())
     def requeue(self, data: st.DataObject, avoids: bool) -> None:
-        id, attempt = data.draw(st.sampled_from(self.keys()))
+        id, attempt = self.draw_key(data)
         job = self.jobs[id]
         tried = job.tries[attempt - 1]
         avoid = tried.holder if avoids else None
@@ -222,7 +227,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), worker=st.sampled_from(sorted(WORKERS)))
     def reopen_link(self, data: st.DataObject, worker: str) -> None:
-        held = set(data.draw(st.lists(st.sampled_from(self.keys()), max_size=4)) if self.keys() else [])
+        keys = self.keys()
+        held = {(id, attempt) for id, attempt in keys if self.jobs[id].tries[attempt - 1].holder == worker}
+        if keys:
+            # It may have forgotten some, and may list what is not its own.
+            held ^= data.draw(st.sets(st.sampled_from(keys), max_size=1))
         epoch = self.scene.epochs[worker]
         adopted = self.runner.run(self.scene.link(worker, sorted(held)))
         assert self.scene.epochs[worker] == epoch + 1

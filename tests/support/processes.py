@@ -203,7 +203,8 @@ class Server:
     def new_token(self, kind: str, account: str = "me") -> dict[str, Any]:
         """Return a new token with its id."""
         order = {"kind": kind, "name": "test", "account": account}
-        return self.ask("POST", "/v1/tokens", token=self.admin_token, json=order)
+        made: dict[str, Any] = self.ask("POST", "/v1/tokens", token=self.admin_token, json=order)
+        return made
 
     def call(self, method: str, path: str, *, token: str | None = None, **options: Any) -> httpx2.Response:
         """Send a request, as the account `me` unless a token is given, and return the answer whatever it is."""

@@ -3,10 +3,13 @@
 import msgspec
 from msgspec import Raw, UnsetType
 
+from cogflare.domain.phases import Outcome, Status
 from cogflare.engine.live import Live, bounded_metrics
 from cogflare.engine.waiters import Ended
 from cogflare.protocol.messages import Finish
-from cogflare.store.predictions import INLINE_BYTES, Chunk, Ending, cut
+from cogflare.store import predictions as store
+from cogflare.store.base import Statement
+from cogflare.store.predictions import INLINE_BYTES, Chunk, Ending, PredictionRow, cut
 
 MAX_ERROR = 10_000  # characters
 _MAX_RUN_MS = 1e12
@@ -54,7 +57,52 @@ def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Re
     return Result(ending, chunks + log_chunks, ended)
 
 
-def stopped_metrics(created_at: int, started_at: int | None, now: int) -> str:
+class Stop(msgspec.Struct, frozen=True):
+    """The server's own decision to end a prediction, and what becomes of the attempt that ran."""
+
+    status: Status
+    outcome: Outcome
+    error: str | None
+    reason: str | None
+    slot_free: bool
+
+
+def from_stop(row: PredictionRow, live: Live | None, stop: Stop, now: int) -> list[Statement]:
+    """Return the statements that end a prediction with what it has shown so far (`live`: on this node)."""
+    started_at = row.started_at if live is None else live.started_at or row.started_at
+    statements = store.end(
+        row.id,
+        row.attempt,
+        stop.status,
+        now=now,
+        error=stop.error,
+        output_items=row.output_items if live is None else len(live.items) or None,
+        log_bytes=row.log_bytes if live is None else len(live.log),
+        metrics=_stopped_metrics(row.created_at, started_at, now),
+        started_at=started_at,
+    )
+    if row.attempt == 0:
+        return statements
+    # What the output has shown so far may name files.
+    statements.append(Statement("bind_files", {"prediction": row.id, "attempt": row.attempt}))
+    if live is not None and (chunks := live.uncommitted()):
+        statements.append(store.append_chunks(chunks))
+    begun = None if live is None else live.started_at
+    statements.append(
+        store.end_attempt(
+            row.id,
+            row.attempt,
+            stop.outcome,
+            now=now,
+            started_at=begun,
+            reason=stop.reason,
+            slot_free=stop.slot_free,
+        )
+    )
+    return statements
+
+
+def _stopped_metrics(created_at: int, started_at: int | None, now: int) -> str:
     """Return the metrics of a prediction that the server ended: seconds run and seconds in all."""
     metrics = {"total_time": _seconds(now - created_at)}
     if started_at is not None:

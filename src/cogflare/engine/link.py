@@ -39,6 +39,7 @@ from cogflare.protocol.messages import (
     Output,
     Reject,
     Renewed,
+    Resume,
     ServerMessage,
     SlotFree,
     Started,
@@ -172,26 +173,19 @@ class Link:
         await adopt(ground, self, adopted)
         if not self._is_newest():
             return
-        resumes = resumes_of(ground, self, held, adopted)
-        self._end.welcome(resumes)
-        self.say(
-            Welcome(
-                PROTOCOL,
-                self.epoch,
-                ground.node,
-                ground.server,
-                ground.times.heartbeat_s,
-                ground.times.silence_s,
-                resumes,
-            )
-        )
-        self.flush()
+        self._welcome(resumes_of(ground, self, held, adopted))
         for index, offer in enumerate(hello.offers):
             queues = queues_of(self.caller.account, offer.owner, offer.name, offer.version)
             self._seats.append(Seat(self, index, *queues, offer.version))
         log.info("worker connected", worker=self.worker, name=hello.name, epoch=self.epoch, resumed=len(adopted))
         await free_unlisted(ground, self, set(held))
         self._seats_changed()
+
+    def _welcome(self, resumes: list[Resume]) -> None:
+        ground, times = self._ground, self._ground.times
+        self._end.welcome(resumes)
+        self.say(Welcome(PROTOCOL, self.epoch, ground.node, ground.server, times.heartbeat_s, times.silence_s, resumes))
+        self.flush()
 
     def _take_place(self) -> bool:
         """Become the link of this worker, unless a newer hello of it has overtaken this one."""

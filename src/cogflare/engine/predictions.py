@@ -318,42 +318,11 @@ class Predictions:
         slot_free: bool = False,
     ) -> bool:
         """End a prediction by the server's decision, with what it has shown so far; False if it moved meanwhile."""
-        now = self._clock.wall()
         live = live or self.lives.get(row.id)
         if live is not None and live.attempt != row.attempt:
             live = None
-        started_at = row.started_at if live is None else live.started_at or row.started_at
-        items = (len(live.items) or None) if live is not None else row.output_items
-        log_bytes = len(live.log) if live is not None else row.log_bytes
-        metrics = endings.stopped_metrics(row.created_at, started_at, now)
-        statements = store.end(
-            row.id,
-            row.attempt,
-            status,
-            now=now,
-            error=error,
-            output_items=items,
-            log_bytes=log_bytes,
-            metrics=metrics,
-            started_at=started_at,
-        )
-        if row.attempt > 0:
-            # What the output has shown so far may name files.
-            statements.append(Statement("bind_files", {"prediction": row.id, "attempt": row.attempt}))
-            if live is not None:
-                chunks = live.uncommitted()
-                statements += [store.append_chunks(chunks)] if chunks else []
-            statements.append(
-                store.end_attempt(
-                    row.id,
-                    row.attempt,
-                    outcome,
-                    now=now,
-                    started_at=None if live is None else live.started_at,
-                    reason=reason,
-                    slot_free=slot_free,
-                )
-            )
+        stop = endings.Stop(status, outcome, error, reason, slot_free)
+        statements = endings.from_stop(row, live, stop, self._clock.wall())
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
         try:
             await self._db.write(*statements, hints=hints)

@@ -70,6 +70,7 @@ class Checkpoints:
         self._predictions = predictions
         self._spawn = spawn
         self._is_due = False
+        self._turn = asyncio.Lock()
 
     def started(self) -> None:
         """Note that an attempt has begun."""
@@ -87,12 +88,14 @@ class Checkpoints:
         return CHECKPOINT_S
 
     async def _commit(self, lives: Iterable[Live]) -> None:
-        dirty = [live for live in lives if live.started_at is not None and live.is_dirty() and not live.ending]
-        if dirty:
-            points = [live.checkpoint() for live in dirty]
-            await self._db.write(*save(dirty))
-            for live, point in zip(dirty, points, strict=True):
-                live.committed(point)
+        # One after the other: two at once would cut the same data into pieces that overlap.
+        async with self._turn:
+            dirty = [live for live in lives if live.started_at is not None and live.is_dirty() and not live.ending]
+            if dirty:
+                points = [live.checkpoint() for live in dirty]
+                await self._db.write(*save(dirty))
+                for live, point in zip(dirty, points, strict=True):
+                    live.committed(point)
 
 
 class Engine:
