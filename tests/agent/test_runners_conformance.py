@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
 
 from cogflare.agent.runners.base import Event, Finished, Job, Log, Metric, Output, RunLost, Started
+from support.runners import Rigger, finished
 
 pytestmark = pytest.mark.anyio
-
-
-def finished(events: list[Event]) -> Finished:
-    """The last event, which alone is a `Finished`."""
-    assert [type(event) for event in events].count(Finished) == 1
-    assert isinstance(events[-1], Finished)
-    return events[-1]
 
 
 def log_of(events: list[Event]) -> str:
@@ -30,7 +25,7 @@ def items_of(events: list[Event]) -> list[object]:
     return [output.item for output in outputs]
 
 
-async def until_log(runs, text: str, seen: list[Event]) -> None:
+async def until_log(runs: AsyncIterator[Event], text: str, seen: list[Event]) -> None:
     """Consume events until the log holds the text."""
     async for event in runs:
         seen.append(event)
@@ -38,7 +33,7 @@ async def until_log(runs, text: str, seen: list[Event]) -> None:
             return
 
 
-async def test_a_run_starts_and_succeeds(rig):
+async def test_a_run_starts_and_succeeds(rig: Rigger) -> None:
     model = await rig("noop")
     events = await model.events({"text": "hello there"})
     assert isinstance(events[0], Started)
@@ -49,15 +44,17 @@ async def test_a_run_starts_and_succeeds(rig):
     assert items_of(events) == []
 
 
-async def test_the_offer_describes_the_model(rig):
+async def test_the_offer_describes_the_model(rig: Rigger) -> None:
     model = await rig("noop")
     offer = model.offer
+    assert offer is not None
     assert (offer.owner, offer.name, offer.slots, offer.cog_version) == ("acme", "noop", 1, "0.23.1")
     assert len(bytes.fromhex(offer.version)) == 32
+    assert offer.schema is not None
     assert "text" in offer.schema["components"]["schemas"]["Input"]["properties"]
 
 
-async def test_a_failure_carries_message_and_log(rig):
+async def test_a_failure_carries_message_and_log(rig: Rigger) -> None:
     model = await rig("failing")
     events = await model.events({"message": "too dark in here"})
     end = finished(events)
@@ -66,7 +63,7 @@ async def test_a_failure_carries_message_and_log(rig):
     assert log_of(events) == "this will not end well\n"
 
 
-async def test_bad_input_fails_without_a_start(rig):
+async def test_bad_input_fails_without_a_start(rig: Rigger) -> None:
     model = await rig("failing")
     events = await model.events({"message": 7})
     assert [type(event) for event in events] == [Finished]
@@ -74,7 +71,7 @@ async def test_bad_input_fails_without_a_start(rig):
     assert "message: 7 is not" in (finished(events).error or "")
 
 
-async def test_logs_come_while_it_runs_and_a_cancel_ends_it(rig):
+async def test_logs_come_while_it_runs_and_a_cancel_ends_it(rig: Rigger) -> None:
     model = await rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
@@ -82,15 +79,15 @@ async def test_logs_come_while_it_runs_and_a_cancel_ends_it(rig):
     await model.runner.cancel("p1")
     seen += [event async for event in runs]
     assert finished(seen).status == "canceled"
-    assert (await model.events({"seconds": 0}, id="p2"))[-1].output == "rested"
+    assert finished(await model.events({"seconds": 0}, id="p2")).output == "rested"
 
 
-async def test_a_cancel_of_nothing_is_nothing(rig):
+async def test_a_cancel_of_nothing_is_nothing(rig: Rigger) -> None:
     model = await rig("noop")
     await model.runner.cancel("nobody")
 
 
-async def test_a_cancel_before_the_start_prevents_it(rig):
+async def test_a_cancel_before_the_start_prevents_it(rig: Rigger) -> None:
     model = await rig("sleeper")
     first: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
@@ -103,7 +100,7 @@ async def test_a_cancel_before_the_start_prevents_it(rig):
     assert finished([event async for event in runs]).status == "canceled"
 
 
-async def test_a_crash_loses_the_run_and_breaks_the_runner(rig):
+async def test_a_crash_loses_the_run_and_breaks_the_runner(rig: Rigger) -> None:
     model = await rig("crasher")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"crash": True}))
@@ -115,7 +112,7 @@ async def test_a_crash_loses_the_run_and_breaks_the_runner(rig):
         await model.events({"crash": False}, id="p2")
 
 
-async def test_tokens_stream_in_order(rig):
+async def test_tokens_stream_in_order(rig: Rigger) -> None:
     model = await rig("tokens")
     events = await model.events({"count": 40, "delay_s": 0.005})
     words = [f"w{number} " for number in range(40)]
@@ -124,7 +121,7 @@ async def test_tokens_stream_in_order(rig):
     assert log_of(events) == "first word\n"
 
 
-async def test_tokens_come_one_by_one(rig):
+async def test_tokens_come_one_by_one(rig: Rigger) -> None:
     model = await rig("tokens")
     await model.events({"count": 1}, id="p0")  # Cog is slow with the first output of all
     arrivals = []
@@ -136,13 +133,13 @@ async def test_tokens_come_one_by_one(rig):
     assert min(gaps) > 0.02, gaps
 
 
-async def test_more_tokens_than_a_stream_remembers(rig):
+async def test_more_tokens_than_a_stream_remembers(rig: Rigger) -> None:
     model = await rig("tokens")
     events = await model.events({"count": 5000})
     assert items_of(events) == [f"w{number} " for number in range(5000)]
 
 
-async def test_a_streamed_run_that_ends_at_once_runs_once(rig):
+async def test_a_streamed_run_that_ends_at_once_runs_once(rig: Rigger) -> None:
     model = await rig("tokens")
     for number in range(20):
         events = await model.events({"count": 1}, id=f"p{number}")
@@ -150,12 +147,12 @@ async def test_a_streamed_run_that_ends_at_once_runs_once(rig):
         assert log_of(events) == "first word\n"
 
 
-async def test_an_iterator_of_files(rig):
+async def test_an_iterator_of_files(rig: Rigger) -> None:
     model = await rig("frames")
     events = await model.events({"count": 3})
-    items = items_of(events)
-    assert finished(events).output == items
-    assert [model.sink.files[item] for item in items] == [b"\x89PNG" + bytes([number]) for number in range(3)]
+    output = finished(events).output
+    assert items_of(events) == output
+    assert [model.sink.files[item] for item in output] == [b"\x89PNG" + bytes([number]) for number in range(3)]
     assert {(id, kind) for id, _, kind, _ in model.sink.puts} == {("p1", "image/png")}
     assert len(model.sink.puts) == 3
     assert log_of(events) == "frame 0\nframe 1\nframe 2\n"
@@ -163,13 +160,13 @@ async def test_an_iterator_of_files(rig):
     assert finished(events).metrics["frames"] == 3
 
 
-async def test_a_list_of_files_keeps_its_order(rig):
+async def test_a_list_of_files_keeps_its_order(rig: Rigger) -> None:
     model = await rig("gallery")
     output = finished(await model.events({})).output
     assert [model.sink.files[item][0] for item in output] == list(range(6))
 
 
-async def test_nested_files_and_text_that_looks_like_one(rig):
+async def test_nested_files_and_text_that_looks_like_one(rig: Rigger) -> None:
     model = await rig("files")
     output = finished(await model.events({"source": "data:text/plain;base64,aGVsbG8="})).output
     assert output["text"] == "data:text/plain,not a file"
@@ -177,26 +174,26 @@ async def test_nested_files_and_text_that_looks_like_one(rig):
     assert [model.sink.files[item] for item in output["many"]] == [b"HELLO\x00", b"HELLO\x01"]
 
 
-async def test_a_sink_that_fails_loses_the_run(rig):
+async def test_a_sink_that_fails_loses_the_run(rig: Rigger) -> None:
     model = await rig("frames")
     model.sink.failure = OSError("no room")
     with pytest.raises(RunLost, match="no room"):
         await model.events({"count": 1})
 
 
-async def test_fifty_runs_back_to_back(rig):
+async def test_fifty_runs_back_to_back(rig: Rigger) -> None:
     model = await rig("noop")
     for number in range(50):
         assert finished(await model.events({"text": str(number)}, id=f"p{number}")).output == str(number)
 
 
-async def test_another_attempt_is_another_run(rig):
+async def test_another_attempt_is_another_run(rig: Rigger) -> None:
     model = await rig("noop")
     assert finished(await model.events({"text": "one"}, attempt=1)).output == "one"
     assert finished(await model.events({"text": "two"}, attempt=2)).output == "two"
 
 
-async def test_slots_run_side_by_side(rig):
+async def test_slots_run_side_by_side(rig: Rigger) -> None:
     model = await rig("parallel", slots=2)
     both = await asyncio.wait_for(
         asyncio.gather(model.events({"name": "a"}, id="p1"), model.events({"name": "b"}, id="p2")), 10
@@ -204,7 +201,7 @@ async def test_slots_run_side_by_side(rig):
     assert [finished(events).output for events in both] == ["a", "b"]
 
 
-async def test_closing_the_events_early_leaves_the_runner_usable(rig):
+async def test_closing_the_events_early_leaves_the_runner_usable(rig: Rigger) -> None:
     model = await rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 0.3}))
@@ -213,7 +210,7 @@ async def test_closing_the_events_early_leaves_the_runner_usable(rig):
     assert finished(await model.events({"seconds": 0}, id="p2")).output == "rested"
 
 
-async def test_close_ends_runs_and_may_come_twice(rig):
+async def test_close_ends_runs_and_may_come_twice(rig: Rigger) -> None:
     model = await rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from cogflare.agent.runners.base import Event, Finished, Job, Log, RunLost, SetupFailed
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.environment import Wishes, ensure
-from support.runners import MODELS, MemorySink, family
+from support.runners import MODELS, MemorySink, Rigger, family, finished
 
 pytestmark = pytest.mark.anyio
 
@@ -33,14 +34,14 @@ async def gone(pids: list[int]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def until_asleep(runs, seen: list[Event]) -> None:
+async def until_asleep(runs: AsyncIterator[Event], seen: list[Event]) -> None:
     async for event in runs:
         seen.append(event)
         if isinstance(event, Log) and "asleep" in event.text:
             return
 
 
-async def test_close_leaves_no_process(folder_rig):
+async def test_close_leaves_no_process(folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60, "stubborn": True}))
@@ -52,31 +53,31 @@ async def test_close_leaves_no_process(folder_rig):
     await runs.aclose()
 
 
-async def test_the_setup_log_is_passed_on(folder_rig):
+async def test_the_setup_log_is_passed_on(folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     assert "sleeper is awake" in "".join(model.setup_log)
 
 
-async def test_a_setup_that_fails_says_why_and_leaves_nothing(folder_rig):
+async def test_a_setup_that_fails_says_why_and_leaves_nothing(folder_rig: Rigger) -> None:
     with pytest.raises(SetupFailed, match="no weights here"):
         await folder_rig("broken")
     assert family(os.getpid()) == []
 
 
-async def test_a_server_that_cannot_start_says_why(cog_cache, tmp_path):
+async def test_a_server_that_cannot_start_says_why(cog_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "cog.yaml").write_text('run: "absent.py:Runner"\n')
     runner = CogFolderRunner("acme", "absent", tmp_path, cog_cache, MemorySink())
     with pytest.raises(SetupFailed, match=r"absent\.py"):
         await runner.setup(lambda text: None)
 
 
-async def test_a_folder_without_a_model_says_so(tmp_path):
+async def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
     runner = CogFolderRunner("acme", "none", tmp_path, tmp_path / "cache", MemorySink())
     with pytest.raises(SetupFailed, match="cannot be read"):
         await runner.setup(lambda text: None)
 
 
-async def test_a_model_that_ignores_the_cancel_is_restarted(folder_rig):
+async def test_a_model_that_ignores_the_cancel_is_restarted(folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60, "stubborn": True}))
@@ -89,10 +90,10 @@ async def test_a_model_that_ignores_the_cancel_is_restarted(folder_rig):
     await model.runner.restart()
     assert [event async for event in runs] == [Finished(status="canceled")]
     assert not any(map(is_alive, before))
-    assert (await model.events({"seconds": 0}, id="p2"))[-1].output == "rested"
+    assert finished(await model.events({"seconds": 0}, id="p2")).output == "rested"
 
 
-async def test_a_restart_loses_runs_that_nobody_canceled(folder_rig):
+async def test_a_restart_loses_runs_that_nobody_canceled(folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
@@ -102,16 +103,16 @@ async def test_a_restart_loses_runs_that_nobody_canceled(folder_rig):
         await anext(runs)
 
 
-async def test_a_crashed_model_is_whole_after_a_restart(folder_rig):
+async def test_a_crashed_model_is_whole_after_a_restart(folder_rig: Rigger) -> None:
     model = await folder_rig("crasher")
     with pytest.raises(RunLost):
         await model.events({"crash": True})
     await asyncio.wait_for(model.runner.wait_broken(), 5)
     await model.runner.restart()
-    assert (await model.events({"crash": False}, id="p2"))[-1].output == "alive"
+    assert finished(await model.events({"crash": False}, id="p2")).output == "alive"
 
 
-async def test_a_killed_server_loses_its_run(folder_rig):
+async def test_a_killed_server_loses_its_run(folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
@@ -122,7 +123,7 @@ async def test_a_killed_server_loses_its_run(folder_rig):
     assert "signal 9" in await model.runner.wait_broken()
 
 
-async def test_tokens_of_the_agent_stay_with_the_agent(folder_rig, monkeypatch):
+async def test_tokens_of_the_agent_stay_with_the_agent(folder_rig: Rigger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGFLARE_TOKEN", "secret-of-the-agent")
     await folder_rig("noop")
     environs = [environ_of(pid) for pid in family(os.getpid())]
@@ -150,7 +151,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the tie between agent and server is Linux's")
-async def test_a_killed_agent_takes_its_server_along(cog_cache):
+async def test_a_killed_agent_takes_its_server_along(cog_cache: Path) -> None:
     here = str(Path(__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", AGENT, str(MODELS / "noop"), str(cog_cache), here], stdout=subprocess.PIPE
@@ -163,7 +164,7 @@ async def test_a_killed_agent_takes_its_server_along(cog_cache):
         await gone(pids)
 
 
-async def test_the_version_follows_the_content(cog_cache, tmp_path, folder_rig):
+async def test_the_version_follows_the_content(cog_cache: Path, tmp_path: Path, folder_rig: Rigger) -> None:
     versions = []
     for text in ("a", "a", "b"):
         (tmp_path / "cog.yaml").write_text('run: "predict.py:Runner"\n')
@@ -179,7 +180,7 @@ async def test_the_version_follows_the_content(cog_cache, tmp_path, folder_rig):
     assert versions[0] == versions[1] != versions[2]
 
 
-async def test_two_agents_at_once_build_one_environment(tmp_path):
+async def test_two_agents_at_once_build_one_environment(tmp_path: Path) -> None:
     logs: list[str] = []
     wishes = Wishes(cog="0.23.1", python=f"{sys.version_info.major}.{sys.version_info.minor}")
     bins = await asyncio.gather(*(ensure(tmp_path, MODELS / "noop", wishes, logs.append) for _ in range(2)))
@@ -189,7 +190,7 @@ async def test_two_agents_at_once_build_one_environment(tmp_path):
     assert sum(log.startswith("Waiting") for log in logs) == 1
 
 
-async def test_a_torn_environment_is_built_anew(tmp_path):
+async def test_a_torn_environment_is_built_anew(tmp_path: Path) -> None:
     wishes = Wishes(cog="0.23.1", python=f"{sys.version_info.major}.{sys.version_info.minor}")
     torn = tmp_path / wishes.key() / "bin"
     torn.mkdir(parents=True)
@@ -197,7 +198,7 @@ async def test_a_torn_environment_is_built_anew(tmp_path):
     assert (await ensure(tmp_path, MODELS / "noop", wishes, lambda text: None) / "python").is_symlink()
 
 
-async def test_an_environment_that_cannot_be_built_says_why(tmp_path):
+async def test_an_environment_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     logs: list[str] = []
     wishes = Wishes(
         cog="0.23.1",
@@ -209,7 +210,9 @@ async def test_an_environment_that_cannot_be_built_says_why(tmp_path):
     assert not (tmp_path / wishes.key() / ".complete").exists()
 
 
-async def test_without_uv_the_environment_comes_from_venv_and_pip(tmp_path, monkeypatch):
+async def test_without_uv_the_environment_comes_from_venv_and_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cogflare.agent.runners.environment._uv", lambda: None)
     wishes = Wishes(cog="0.23.1", python=f"{sys.version_info.major}.{sys.version_info.minor}")
     bin_dir = await ensure(tmp_path, tmp_path, wishes, lambda text: None)

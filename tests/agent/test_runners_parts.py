@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -18,23 +20,23 @@ def progress() -> Progress:
     return Progress(is_iterator=True, arrange=lambda items, final: items)
 
 
-def test_snapshots_become_differences():
+def test_snapshots_become_differences() -> None:
     run = progress()
     assert run.snapshot({"logs": "a\n", "output": ["x"]}, final=False) == [Log("a\n"), Output(0, "x")]
     assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}, final=True) == [Log("b\n"), Output(1, "y")]
 
 
-def test_a_snapshot_that_was_overtaken_says_nothing():
+def test_a_snapshot_that_was_overtaken_says_nothing() -> None:
     run = progress()
     run.snapshot({"logs": "a\nb\n", "output": ["x", "y"], "metrics": {}}, final=False)
     assert run.snapshot({"logs": "a\n", "output": ["x"], "metrics": {}}, final=False) == []
 
 
-def test_old_servers_leave_fields_empty():
+def test_old_servers_leave_fields_empty() -> None:
     assert progress().snapshot({"logs": None, "output": None, "metrics": None}, final=True) == []
 
 
-def test_a_stream_that_begins_again_is_not_said_again():
+def test_a_stream_that_begins_again_is_not_said_again() -> None:
     run = progress()
     for _ in range(2):
         run.stream_begins()
@@ -45,13 +47,13 @@ def test_a_stream_that_begins_again_is_not_said_again():
     assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}, final=True) == []
 
 
-def test_a_stream_with_a_gap_waits_for_a_snapshot():
+def test_a_stream_with_a_gap_waits_for_a_snapshot() -> None:
     run = progress()
     assert run.stream("output", {"chunk": "z", "index": 2}) == []
     assert run.snapshot({"output": ["x", "y", "z"]}, final=False) == [Output(0, "x"), Output(1, "y"), Output(2, "z")]
 
 
-def test_metrics_are_values_not_differences():
+def test_metrics_are_values_not_differences() -> None:
     run = progress()
     run.stream_begins()
     assert run.stream("metric", {"name": "n", "value": 2, "mode": "incr"}) == [Metric("n", 2)]
@@ -60,13 +62,13 @@ def test_metrics_are_values_not_differences():
     assert run.snapshot({"metrics": {"n": 5, "l": [1], "predict_time": 0.1}}, final=True) == []
 
 
-def test_bursts_are_ordered_by_the_numbers_in_like_names():
+def test_bursts_are_ordered_by_the_numbers_in_like_names() -> None:
     assert in_order([("out-10.png", 0), ("out-9.png", 1)]) == [("out-9.png", 1), ("out-10.png", 0)]
     assert in_order([("tmpx.png", 0), ("tmpa.png", 1)]) == [("tmpx.png", 0), ("tmpa.png", 1)]
 
 
 @pytest.mark.anyio
-async def test_an_unfinished_list_of_files_stops_at_the_first_gap():
+async def test_an_unfinished_list_of_files_stops_at_the_first_gap() -> None:
     inbox = Inbox("p1", lambda body: None)
     places = [inbox.arrives(f"{number}.png") for number in range(3)]
     stored = asyncio.get_running_loop().create_task(asyncio.sleep(0, "ref"))
@@ -82,7 +84,7 @@ async def test_an_unfinished_list_of_files_stops_at_the_first_gap():
 URI = {"type": "string", "format": "uri"}
 
 
-def document(output: dict[str, object]) -> dict[str, object]:
+def document(output: Mapping[str, object]) -> dict[str, object]:
     return {"components": {"schemas": {"Output": output, "Picture": URI}}}
 
 
@@ -99,7 +101,9 @@ def document(output: dict[str, object]) -> dict[str, object]:
         ({"type": "object", "additionalProperties": URI}, lambda file: {"any": file}),
     ],
 )
-async def test_data_urls_are_files_where_the_schema_says_so(schema, wrap):
+async def test_data_urls_are_files_where_the_schema_says_so(
+    schema: dict[str, object], wrap: Callable[[str], object]
+) -> None:
     sink = MemorySink()
     files = OutputFiles(OutputShape(document(schema)), Inbox("p1", lambda body: None), sink)
     placed = await files.whole(wrap("data:image/png;base64,AAE="))
@@ -111,7 +115,7 @@ async def test_data_urls_are_files_where_the_schema_says_so(schema, wrap):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "object", "properties": {}}])
-async def test_other_text_stays_as_it_is(schema):
+async def test_other_text_stays_as_it_is(schema: dict[str, object]) -> None:
     sink = MemorySink()
     files = OutputFiles(OutputShape(document(schema)), Inbox("p1", lambda body: None), sink)
     assert await files.whole("data:text/plain,hello") == "data:text/plain,hello"
@@ -119,36 +123,36 @@ async def test_other_text_stays_as_it_is(schema):
 
 
 @pytest.mark.anyio
-async def test_a_broken_data_url_stays_as_the_model_said_it():
+async def test_a_broken_data_url_stays_as_the_model_said_it() -> None:
     files = OutputFiles(OutputShape(document(URI)), Inbox("p1", lambda body: None), MemorySink())
     assert await files.whole("data:image/png;base64,%%%") == "data:image/png;base64,%%%"
 
 
-def test_data_urls_are_decoded():
+def test_data_urls_are_decoded() -> None:
     assert decode_data_url("data:text/plain;charset=utf-8,a%20b") == ("text/plain", b"a b")
     assert decode_data_url("data:;base64,AAE=") == ("text/plain", b"\x00\x01")
     with pytest.raises(ValueError, match="comma"):
         decode_data_url("data:nothing")
 
 
-def write_model(folder, yaml: str, source: str = "") -> None:
+def write_model(folder: Path, yaml: str, source: str = "") -> None:
     (folder / "cog.yaml").write_text(yaml)
     (folder / "predict.py").write_text(source)
 
 
-def test_slots_come_from_the_decorator(tmp_path):
+def test_slots_come_from_the_decorator(tmp_path: Path) -> None:
     source = "class Runner:\n    @cog.concurrent(max=4)\n    async def run(self): ...\n"
     write_model(tmp_path, 'run: "predict.py:Runner"\n', source)
     assert read_config(tmp_path, None).slots == 4
     assert read_config(tmp_path, 2).slots == 2
 
 
-def test_slots_come_from_cog_yaml(tmp_path):
+def test_slots_come_from_cog_yaml(tmp_path: Path) -> None:
     write_model(tmp_path, 'predict: "predict.py:Predictor"\nconcurrency:\n  max: 3\n', "not python (")
     assert read_config(tmp_path, None).slots == 3
 
 
-def test_the_build_section_is_read(tmp_path):
+def test_the_build_section_is_read(tmp_path: Path) -> None:
     (tmp_path / "needs.txt").write_text("numpy\n")
     build = (
         'build:\n  python_version: "3.12"\n  python_requirements: needs.txt\n'
@@ -161,7 +165,7 @@ def test_the_build_section_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("yaml", ["[]", "build: {}\n", "run: [", "build: text\nrun: a.py\n"])
-def test_a_bad_cog_yaml_fails_the_setup(tmp_path, yaml):
+def test_a_bad_cog_yaml_fails_the_setup(tmp_path: Path, yaml: str) -> None:
     write_model(tmp_path, yaml)
     with pytest.raises(SetupFailed):
         read_config(tmp_path, None)

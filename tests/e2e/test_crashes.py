@@ -2,10 +2,10 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,33 +149,22 @@ def test_clients_that_wait_get_their_results_after_a_kill(stage: Stage) -> None:
     assert set(stage.runs().values()) == {1}
 
 
-def test_a_server_that_stops_in_order_loses_nothing(stage: Stage) -> None:
+def test_a_server_that_stops_in_order_answers_those_who_wait_and_loses_nothing(stage: Stage) -> None:
     server = stage.server()
     start_workers(stage, server)
     predictions = create_all(server, seconds=3)
     wait_until_shown(server, predictions)
-    assert server.stop() == 0
+    script = {"input": {"seconds": 2, "log": 20, "items": 20, "output": "me/single"}}
+    with ThreadPoolExecutor(1) as pool:
+        create = partial(server.call, "POST", "/v1/models/me/single/predictions", headers={"Prefer": "wait"})
+        waiting = pool.submit(create, json=script)
+        until(lambda: len(stage.runs()) == PREDICTIONS + 1, "start of all predictions")
+        assert server.stop() == 0
+        answer = waiting.result(10)
+    assert (answer.status_code, answer.json()["status"]) == (201, "starting")
     server.start()
-    check_complete(stage, server, predictions)
+    check_complete(stage, server, [*predictions, answer.json()["id"]])
     assert "Traceback" not in server.log()
-
-
-def test_a_server_that_stops_answers_those_who_wait(stage: Stage) -> None:
-    server = stage.server()
-    stage.scripted(server).connected()
-    answers: list[httpx2.Response] = []
-    order = {"json": {"input": {"seconds": 3}}, "headers": {"Prefer": "wait"}}
-    token = server.token()
-    waiting = threading.Thread(
-        target=lambda: answers.append(server.call("POST", "/v1/models/me/single/predictions", token=token, **order))
-    )
-    waiting.start()
-    until(lambda: stage.runs(), "start of the prediction")
-    assert server.stop() == 0
-    waiting.join(10)
-    assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(201, "starting")]
-    server.start()
-    assert server.ended(answers[0].json()["id"])["status"] == "succeeded"
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Many clients at once, who also change their minds: everything ends exactly once, and nothing is left behind."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,12 +139,12 @@ async def test_every_prediction_ends_once_and_leaves_nothing(
     for course in courses:
         check(course)
         course.note(server.get(course.id))
-    ends = [course.statuses[-1] for course in courses]
-    assert all(ends.count(status) >= 20 for status in ("succeeded", "failed", "canceled"))
+    ends = Counter(course.statuses[-1] for course in courses)
+    assert min(ends[status] for status in ("succeeded", "failed", "canceled")) >= 20, ends
     runs = stage.runs()
     crashed = {course.id for course in courses if "crash" in course.script}
-    assert all(times == 1 for prediction, times in runs.items() if prediction not in crashed)
-    assert all(times <= 2 for times in runs.values())
+    too_often = {prediction: times for prediction, times in runs.items() if times > 1 + (prediction in crashed)}
+    assert too_often == {}
     assert len({stage.pids(prediction)[0] for prediction in runs}) == 2
     until(lambda: not any(worker["busy"] for worker in server.workers().values()), "free slots", 5)
     assert server.stop() == 0

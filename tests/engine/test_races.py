@@ -458,12 +458,12 @@ async def test_a_replaced_link_rescues_nothing(store: Database) -> None:
 
     original, reached, release = fleet.live_of, asyncio.Event(), asyncio.Event()
 
-    async def live_of(db: Database, name: str, epoch: int | None = None) -> list[tuple[str, int]]:
+    async def live_of(db: Database, worker: str, epoch: int) -> dict[fleet.AttemptKey, int]:
         reached.set()
         await release.wait()
-        return await original(db, name, epoch)
+        return await original(db, worker, epoch)
 
-    fleet.live_of = live_of  # type: ignore[assignment]
+    fleet.live_of = live_of
     try:
         greeting = asyncio.create_task(link.receive(hello))
         await asyncio.wait_for(reached.wait(), 5)

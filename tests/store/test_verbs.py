@@ -6,7 +6,6 @@ import pytest
 
 from cogflare.store import fleet, predictions
 from cogflare.store.base import Conflict, Constraint, Statement, Value
-from cogflare.store.fleet import LiveAttempt
 from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, Query
 from store.scene import OTHER_QUEUE, QUEUE, TURN, Scene
 
@@ -495,14 +494,3 @@ async def test_a_repeated_create_is_refused(scene: Scene) -> None:
         await scene.db.write(*predictions.insert(new))
     assert await scene.waiting() == {(QUEUE, "a"): 1}
     assert await predictions.get(scene.db, "y") is None
-
-
-async def test_live_attempts_are_those_that_have_not_ended(scene: Scene) -> None:
-    keys = []
-    for _ in range(3):
-        await scene.create()
-        keys.append(await scene.claim_key())
-    await scene.finish(keys[0])
-    await scene.requeue(keys[1])
-    assert await fleet.live_attempts(scene.db) == [LiveAttempt(*keys[2], "w1", 0)]
-    assert await scene.occupied() == {keys[0], keys[2]}

@@ -6,7 +6,7 @@ import pytest
 from cogflare.store import catalog, files, fleet, predictions
 from cogflare.store.base import Conflict, Statement, Value
 from cogflare.store.catalog import Account, Caller, NewToken
-from cogflare.store.fleet import HeldAttempt
+from cogflare.store.fleet import HeldAttempt, LiveAttempt
 from store.scene import QUEUE, Scene
 
 pytestmark = pytest.mark.anyio
@@ -141,6 +141,17 @@ async def test_a_renewal_answers_what_is_still_wanted(scene: Scene) -> None:
         (keys[0][0], 3),
         (keys[3][0], 0),
     ]
+
+
+async def test_live_attempts_are_those_that_have_not_ended(scene: Scene) -> None:
+    keys = []
+    for _ in range(3):
+        await scene.create()
+        keys.append(await scene.claim_key())
+    await scene.finish(keys[0])
+    await scene.requeue(keys[1])
+    assert await fleet.live_attempts(scene.db) == [LiveAttempt(*keys[2], "w1", 0)]
+    assert await scene.occupied() == {keys[0], keys[2]}
 
 
 async def test_a_worker_is_found_by_its_account(scene: Scene) -> None:

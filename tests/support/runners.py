@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from cogflare.agent.runners.base import Event, Job, Offer, Runner
+from cogflare.agent.runners.base import Event, Finished, Job, Offer, Runner
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -14,6 +14,13 @@ def family(pid: int) -> list[int]:
     """The processes below that one."""
     children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     return [member for child in map(int, children) for member in [child, *family(child)]]
+
+
+def finished(events: list[Event]) -> Finished:
+    """The last event, which alone is a `Finished`."""
+    assert [type(event) for event in events].count(Finished) == 1
+    assert isinstance(events[-1], Finished)
+    return events[-1]
 
 
 class MemorySink:

@@ -13,7 +13,8 @@ SELECT prediction, queue FROM queue_entries;
 SELECT id, phase, status FROM predictions WHERE phase <> 'ended' OR completed_at IS NULL;
 
 -- name: wrong_ends
--- Predictions whose last attempt, if there was one, tells another end than they do.
+-- Predictions whose last attempt tells another end than they do; one that waits after a loss may be canceled.
 SELECT p.id, p.status, a.outcome FROM predictions AS p
 LEFT JOIN attempts AS a ON a.prediction = p.id AND a.attempt = p.attempt
-WHERE (p.attempt > 0 OR p.status <> 'canceled') AND (a.outcome IS NULL OR a.outcome <> p.status);
+WHERE (p.attempt > 0 OR p.status <> 'canceled') AND (a.outcome IS NULL OR a.outcome <> p.status)
+    AND NOT (p.status = 'canceled' AND a.outcome = 'lost');

@@ -113,8 +113,8 @@ WHERE attempts.prediction = :prediction AND attempts.attempt = :attempt
     AND NOT (p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
 
 -- name: requeue_prediction
--- With `renewals`, only if the lease has not moved since the caller saw it. A link that opens meanwhile moves it, so the
--- attempt is locked too: what a condition says of a row that is not locked was true before the wait.
+-- With `renewals`, only if the lease has not moved since the caller saw it. A link that opens meanwhile moves it, so
+-- the attempt is locked too: what a condition says of a row that is not locked was true before the wait.
 WITH current AS (
     SELECT p.id
     FROM predictions AS p JOIN attempts AS a ON a.prediction = p.id AND a.attempt = p.attempt

@@ -139,7 +139,8 @@ CREATE TABLE attempts (
     PRIMARY KEY (prediction, attempt)
 );
 
--- Whatever somebody still has to do something about: a lease to watch, or a slot to give back. A renewal touches no index.
+-- Whatever somebody still has to do something about: a lease to watch, or a slot to give back. A renewal touches none
+-- of the indexes.
 CREATE INDEX attempts_open ON attempts (holder, claim) WHERE ended_at IS NULL OR slot_freed_at IS NULL;
 
 -- What may be claimed: one row per queue (pool and model, or pool and version) that may run the prediction.
