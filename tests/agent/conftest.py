@@ -1,11 +1,13 @@
-"""The real Cog server for the runners' tests: one environment a session, one server a test."""
+"""The real Cog server for the runners' tests: one environment a session, and servers in it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from cogflare.agent.runners.cogfolder import CogFolderRunner
@@ -32,9 +34,79 @@ async def folder_rig(cog_cache: Path) -> AsyncIterator[Rigger]:
     """Makes rigs whose runner starts the model's folder itself."""
     rigs: list[Rig] = []
 
-    async def make(model: str, **options: object) -> Rig:
+    async def make(model: str, slots: int | None = None) -> Rig:
         sink = MemorySink()
-        rig = Rig(CogFolderRunner("acme", model, MODELS / model, cog_cache, sink, **options), sink)  # type: ignore[arg-type]
+        rig = Rig(CogFolderRunner("acme", model, MODELS / model, cog_cache, sink, slots=slots), sink)
+        rigs.append(rig)
+        rig.offer = await rig.runner.setup(rig.setup_log.append)
+        return rig
+
+    yield make
+    for rig in rigs:
+        await rig.runner.close()
+
+
+class CogServers:
+    """Cog servers that somebody else started, without an upload URL: one for each model and number of slots."""
+
+    def __init__(self, cache: Path, logs: Path) -> None:
+        self._cache, self._logs = cache, logs
+        self._running: dict[tuple[str, int], tuple[str, ServerProcess]] = {}
+
+    async def url(self, model: str, slots: int) -> str:
+        """Return the URL of the model's server, which is ready."""
+        if (model, slots) not in self._running:
+            self._running[model, slots] = await self._start(model, slots)
+        return self._running[model, slots][0]
+
+    async def _start(self, model: str, slots: int) -> tuple[str, ServerProcess]:
+        port, config = free_port(), read_config(MODELS / model, None)
+        bin_dir = await ensure(self._cache, MODELS / model, config.wishes("0.23.1"), lambda text: None)
+        environ = scrubbed() | {"PATH": f"{bin_dir}:/usr/bin:/bin", "PORT": str(port)}
+        environ |= {"COG_PREDICT_TYPE_STUB": config.entry, "COG_MAX_CONCURRENCY": str(slots)}
+        process = await ServerProcess.start(
+            bin_dir / "python",
+            ["-m", "cog.server.http", "--host", "127.0.0.1"],
+            folder=MODELS / model,
+            environ=environ,
+            output=self._logs / f"{model}-{port}.log",
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            await wait_ready(server := CogServer(url), lambda text: None, 30)
+            await server.close()
+        except BaseException:
+            await process.stop(0)
+            raise
+        return url, process
+
+    async def drop_worn(self) -> None:
+        """Stop the servers that the next test would not find as they began: busy, broken or gone."""
+        for key, (url, process) in list(self._running.items()):
+            server = CogServer(url)
+            try:
+                is_ready = (await server.health()).status == "READY"
+            except httpx2.HTTPError:
+                is_ready = False
+            await server.close()
+            if not is_ready:
+                del self._running[key]
+                await process.stop(3)
+
+    async def close(self) -> None:
+        """Stop them all."""
+        for _, process in self._running.values():
+            await process.stop(3)
+
+
+@asynccontextmanager
+async def attached(servers: CogServers) -> AsyncIterator[Rigger]:
+    """Makes rigs whose runner is attached to one of the servers."""
+    rigs: list[Rig] = []
+
+    async def make(model: str, slots: int = 1) -> Rig:
+        sink = MemorySink()
+        rig = Rig(CogHttpRunner("acme", model, await servers.url(model, slots), sink, slots=slots), sink)
         rigs.append(rig)
         rig.offer = await rig.runner.setup(rig.setup_log.append)
         return rig
@@ -46,41 +118,31 @@ async def folder_rig(cog_cache: Path) -> AsyncIterator[Rigger]:
 
 @pytest.fixture
 async def http_rig(cog_cache: Path, tmp_path: Path) -> AsyncIterator[Rigger]:
-    """Makes rigs whose runner is attached to a server that somebody else started, without an upload URL."""
-    rigs: list[Rig] = []
-    processes: list[ServerProcess] = []
+    """Makes rigs whose runner is attached to a server that this test has to itself."""
+    servers = CogServers(cog_cache, tmp_path)
+    async with attached(servers) as make:
+        yield make
+    await servers.close()
 
-    async def make(model: str, slots: int = 1) -> Rig:
-        port, config = free_port(), read_config(MODELS / model, None)
-        bin_dir = await ensure(cog_cache, MODELS / model, config.wishes("0.23.1"), lambda text: None)
-        environ = scrubbed() | {"PATH": f"{bin_dir}:/usr/bin:/bin", "PORT": str(port)}
-        environ |= {"COG_PREDICT_TYPE_STUB": config.entry, "COG_MAX_CONCURRENCY": str(slots)}
-        process = await ServerProcess.start(
-            bin_dir / "python",
-            ["-m", "cog.server.http", "--host", "127.0.0.1"],
-            folder=MODELS / model,
-            environ=environ,
-            output=tmp_path / "server.log",
-        )
-        processes.append(process)
-        sink = MemorySink()
-        rig = Rig(CogHttpRunner("acme", model, f"http://127.0.0.1:{port}", sink, slots=slots), sink)
-        rigs.append(rig)
-        server = CogServer(f"http://127.0.0.1:{port}")
-        await wait_ready(server, lambda text: None, 30)
-        await server.close()
-        rig.offer = await rig.runner.setup(rig.setup_log.append)
-        return rig
 
-    yield make
-    for rig in rigs:
-        await rig.runner.close()
-    for process in processes:
-        await process.stop(3)
+@pytest.fixture(scope="module")
+async def shared_servers(cog_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CogServers]:
+    """The servers that tests of a module leave for the next."""
+    servers = CogServers(cog_cache, tmp_path_factory.mktemp("servers"))
+    yield servers
+    await servers.close()
+
+
+@pytest.fixture
+async def shared_http_rig(shared_servers: CogServers) -> AsyncIterator[Rigger]:
+    """Makes rigs whose runner is attached to a server that has had other clients."""
+    async with attached(shared_servers) as make:
+        yield make
+    await shared_servers.drop_worn()
 
 
 @pytest.fixture(params=["folder", "http"])
 def rig(request: pytest.FixtureRequest) -> Rigger:
     """The rigs of every kind of runner, for what all of them promise."""
-    made: Rigger = request.getfixturevalue(f"{request.param}_rig")
+    made: Rigger = request.getfixturevalue({"folder": "folder_rig", "http": "shared_http_rig"}[request.param])
     return made

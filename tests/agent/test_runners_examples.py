@@ -29,7 +29,7 @@ async def example(request: pytest.FixtureRequest, cog_cache: Path) -> AsyncItera
 async def test_cppn_paints_from_coarse_to_fine(example: Rig) -> None:
     events = await example.events({"prompt": "light on the river", "seed": 1, "width": 128, "height": 96, "frames": 3})
     frames = [event.item for event in events if isinstance(event, Output)]
-    assert [frame.rpartition(":")[2] for frame in frames] == ["frame-0.png", "frame-1.png", "frame-2.png"]
+    assert [frame.rpartition(":")[2] for frame in frames] == ["output-0.png", "output-1.png", "output-2.png"]
     for frame in frames:
         assert example.sink.files[frame][16:24] == (128).to_bytes(4, "big") + (96).to_bytes(4, "big")
     log = "".join(event.text for event in events if isinstance(event, Log))

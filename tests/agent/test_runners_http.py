@@ -28,7 +28,8 @@ async def test_a_server_that_is_not_there_fails_the_setup() -> None:
     await runner.close()
 
 
-async def test_a_server_that_goes_away_loses_its_run(http_rig: Rigger) -> None:
+async def test_a_server_that_goes_away_loses_its_run(http_rig: Rigger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogflare.agent.runners.driver._WATCH_S", 0.1)
     model = await http_rig("sleeper")
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
     async for event in runs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,30 +9,30 @@ import pytest
 
 from cogflare.agent.runners.base import Log, Metric, Output, SetupFailed
 from cogflare.agent.runners.cogyaml import read_config
-from cogflare.agent.runners.inbox import Inbox, in_order
+from cogflare.agent.runners.inbox import Inbox
 from cogflare.agent.runners.outputs import OutputFiles, OutputShape, decode_data_url
 from cogflare.agent.runners.progress import Progress
 from support.runners import MemorySink
 
 
 def progress() -> Progress:
-    return Progress(is_iterator=True, arrange=lambda items, final: items)
+    return Progress(is_iterator=True)
 
 
 def test_snapshots_become_differences() -> None:
     run = progress()
-    assert run.snapshot({"logs": "a\n", "output": ["x"]}, final=False) == [Log("a\n"), Output(0, "x")]
-    assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}, final=True) == [Log("b\n"), Output(1, "y")]
+    assert run.snapshot({"logs": "a\n", "output": ["x"]}) == [Log("a\n"), Output(0, "x")]
+    assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}) == [Log("b\n"), Output(1, "y")]
 
 
 def test_a_snapshot_that_was_overtaken_says_nothing() -> None:
     run = progress()
-    run.snapshot({"logs": "a\nb\n", "output": ["x", "y"], "metrics": {}}, final=False)
-    assert run.snapshot({"logs": "a\n", "output": ["x"], "metrics": {}}, final=False) == []
+    run.snapshot({"logs": "a\nb\n", "output": ["x", "y"], "metrics": {}})
+    assert run.snapshot({"logs": "a\n", "output": ["x"], "metrics": {}}) == []
 
 
 def test_old_servers_leave_fields_empty() -> None:
-    assert progress().snapshot({"logs": None, "output": None, "metrics": None}, final=True) == []
+    assert progress().snapshot({"logs": None, "output": None, "metrics": None}) == []
 
 
 def test_a_stream_that_begins_again_is_not_said_again() -> None:
@@ -44,13 +43,13 @@ def test_a_stream_that_begins_again_is_not_said_again() -> None:
     assert said == []
     assert run.stream("log", {"source": "stdout", "data": "b\n"}) == [Log("b\n")]
     assert run.stream("output", {"chunk": "y", "index": 1}) == [Output(1, "y")]
-    assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}, final=True) == []
+    assert run.snapshot({"logs": "a\nb\n", "output": ["x", "y"]}) == []
 
 
 def test_a_stream_with_a_gap_waits_for_a_snapshot() -> None:
     run = progress()
     assert run.stream("output", {"chunk": "z", "index": 2}) == []
-    assert run.snapshot({"output": ["x", "y", "z"]}, final=False) == [Output(0, "x"), Output(1, "y"), Output(2, "z")]
+    assert run.snapshot({"output": ["x", "y", "z"]}) == [Output(0, "x"), Output(1, "y"), Output(2, "z")]
 
 
 def test_metrics_are_values_not_differences() -> None:
@@ -59,26 +58,7 @@ def test_metrics_are_values_not_differences() -> None:
     assert run.stream("metric", {"name": "n", "value": 2, "mode": "incr"}) == [Metric("n", 2)]
     assert run.stream("metric", {"name": "n", "value": 3, "mode": "incr"}) == [Metric("n", 5)]
     assert run.stream("metric", {"name": "l", "value": 1, "mode": "append"}) == [Metric("l", [1])]
-    assert run.snapshot({"metrics": {"n": 5, "l": [1], "predict_time": 0.1}}, final=True) == []
-
-
-def test_bursts_are_ordered_by_the_numbers_in_like_names() -> None:
-    assert in_order([("out-10.png", 0), ("out-9.png", 1)]) == [("out-9.png", 1), ("out-10.png", 0)]
-    assert in_order([("tmpx.png", 0), ("tmpa.png", 1)]) == [("tmpx.png", 0), ("tmpa.png", 1)]
-
-
-@pytest.mark.anyio
-async def test_an_unfinished_list_of_files_stops_at_the_first_gap() -> None:
-    inbox = Inbox("p1", lambda body: None)
-    places = [inbox.arrives(f"{number}.png") for number in range(3)]
-    stored = asyncio.get_running_loop().create_task(asyncio.sleep(0, "ref"))
-    for receipt, place in zip("abc", places, strict=True):
-        inbox.keep(receipt, await place, stored)
-    files = OutputFiles(OutputShape(None), inbox, MemorySink())
-    assert files.arrange(["c", "a"], False) == ["a"]
-    assert files.arrange(["c", "a", "b"], False) == ["a", "b", "c"]
-    assert files.arrange(["c", "a"], True) == ["a", "c"]
-    await inbox.close()
+    assert run.snapshot({"metrics": {"n": 5, "l": [1], "predict_time": 0.1}}) == []
 
 
 URI = {"type": "string", "format": "uri"}

@@ -199,3 +199,19 @@ async def test_a_finish_for_what_was_never_given_out_changes_nothing(store: Data
         answers.append(await asyncio.wait_for(future, 5))
     assert answers == ["unknown", "unknown"]
     assert (await rig.predictions.get(client.account, created.id)).status == "starting"
+
+
+async def test_a_lost_run_goes_to_another_worker_if_there_is_one(store: Database) -> None:
+    rig = Rig(store)
+    first, client = await rig.worker(), await rig.caller("ada")
+    created = await rig.create(client)
+    key = await first.start(await first.next())
+    second = await rig.worker()
+    assert await first.finish(key, status="lost", error="the model crashed") == "committed"
+    assert (await second.next()).prediction == created.id
+    await second.finish((created.id, 2))
+    await second.disconnect()
+    await rig.create(client)
+    work = await first.next()
+    assert await first.finish(await first.start(work), status="lost", error="again") == "committed"
+    assert (await first.next()).attempt == 2, "nobody else is there, so it goes on here at once"

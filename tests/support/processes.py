@@ -329,13 +329,13 @@ class Stage:
         model: str,
         folder: Path,
         cache: Path,
-        *options: str,
+        *,
         environment: Mapping[str, str] | None = None,
     ) -> Worker:
-        """Start `cogflare worker` on a folder with these further options."""
+        """Start `cogflare worker` on a folder; `cache` is where it keeps the environments of models."""
         name = f"worker-{next(self._numbers)}"
         arguments = ["-m", "cogflare.cli", "worker", str(folder), "--server", server.url, "--model", model]
-        arguments += ["--name", name, "--state", str(self.folder / "state" / name), "--cache", str(cache), *options]
+        arguments += ["--name", name, "--state", str(self.folder / "state" / name), "--cache", str(cache)]
         return self._worker(
             server, name, arguments, {"COGFLARE_WORKER_TOKEN": server.token("worker"), **(environment or {})}
         )

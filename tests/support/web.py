@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.up = asyncio.Event()
+        self.up, self.stop = asyncio.Event(), asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -21,6 +21,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # puts the default headers together
+        await self.stop.wait()  # uvicorn itself looks ten times a second, which each test would wait for
 
 
 @contextlib.asynccontextmanager
@@ -34,5 +38,5 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stop.set()
         await task

@@ -216,8 +216,8 @@ class Predictions:
     ) -> None:
         """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not.
 
-        `live` is what it had shown on this node. Its worker gets other work first for a while, unless it
-        `is_innocent` and had not started. A lease that has moved on from `renewals` is left alone.
+        `live` is what it had shown on this node. Another worker gets it first for a while, if there is one, unless
+        its own `is_innocent` and had not started. A lease that has moved on from `renewals` is left alone.
         """
         while True:
             state = await fleet.get_attempt(self._db, *key)
@@ -238,7 +238,8 @@ class Predictions:
                 if await self._stop(row, Status.FAILED, error, Outcome.LOST, reason, live=live, slot_free=slot_free):
                     return
             else:
-                avoid = None if is_innocent and started_at is None else state.holder
+                is_suspect = started_at is not None or not is_innocent
+                avoid = state.holder if is_suspect and await self._has_other(row, state.holder) else None
                 if await self._requeue(row, lost, started_at, avoid, renewals):
                     return
 
@@ -359,6 +360,13 @@ class Predictions:
         except Conflict:
             return False
         return True
+
+    async def _has_other(self, row: PredictionRow, worker: str) -> bool:
+        """Say whether another connected worker could run the prediction."""
+        owner, _, name = row.model.partition("/")
+        catalogs = await catalog_store.catalogs_with(self._db, row.account, owner, name)
+        pinned = row.version if row.pinned else None
+        return await fleet.has_other_worker(self._db, worker, catalogs, (owner, name), pinned)
 
     async def _queues(self, row: PredictionRow) -> tuple[str, ...]:
         if row.pinned:

@@ -131,6 +131,16 @@ async def live_of(db: Database, worker: str, epoch: int) -> dict[AttemptKey, int
     return {(prediction, attempt): renewals for prediction, attempt, renewals in rows}
 
 
+async def has_other_worker(
+    db: Database, worker: str, catalogs: Sequence[str], model: tuple[str, str], version: str | None
+) -> bool:
+    """Say whether another worker of these accounts is connected that runs the model (this version of it, if given)."""
+    owner, name = model
+    accounts = msgspec.json.encode(catalogs).decode()
+    rows = await db.read("has_other_worker", worker=worker, catalogs=accounts, owner=owner, name=name, version=version)
+    return bool(rows)
+
+
 async def get_attempt(db: Database, prediction: str, attempt: int) -> AttemptState | None:
     """Return an attempt and where its prediction stands."""
     rows = await db.read("get_attempt", prediction=prediction, attempt=attempt)

@@ -170,8 +170,8 @@ class _Launch:
 
     def arguments(self, receiver: Receiver) -> list[str]:
         """The server's command line."""
-        # A plain list of files comes as data URLs: uploaded files coglet puts into the order of their completion.
-        uploads = [] if self.shape.is_file_list else ["--upload-url", receiver.upload_url]
+        # Files of a list or iterator come as data URLs: uploaded ones coglet lists as their uploads end, in disorder.
+        uploads = [] if self.shape.items_are_files else ["--upload-url", receiver.upload_url]
         return ["--host", "127.0.0.1", *uploads]
 
     def environ(self, port: int) -> dict[str, str]:
@@ -185,6 +185,7 @@ class _Launch:
             "COG_PREDICT_TYPE_STUB": self.config.entry,
             "COG_MAX_CONCURRENCY": str(self.config.slots),
             "COG_LOG_LEVEL": "warn",
-            "COG_THROTTLE_RESPONSE_INTERVAL": "0.05",
+            # Each snapshot of a file iterator has all its files so far in it.
+            "COG_THROTTLE_RESPONSE_INTERVAL": "0.5" if self.shape.items_are_files else "0.05",
             "COG_STREAM_HISTORY_CAPACITY": "65536",
         }

@@ -27,7 +27,6 @@ _ENDED = ("succeeded", "failed", "canceled")
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.25
 _REATTACH_S = 0.2
 _POLL_S = 0.5
-_SETTLE_S = 0.01
 
 # How Cog words the death of the model's process, which it reports as a failed prediction.
 _CRASHES = ("Worker crashed", "Prediction failed for an unknown reason")
@@ -51,12 +50,11 @@ class Following:
         self.job, self.run_id = job, f"{job.id}-{job.attempt}"
         self.is_started = self.is_canceled = False
         self._server, self._receiver, self._shape, self._on_crash = server, receiver, shape, on_crash
-        inbox = Inbox(job.id, self.deliver, settle_s=_SETTLE_S if shape.items_are_files else 0)
+        inbox = Inbox(job.id, self.deliver)
         receiver.open(self.run_id, inbox)
         self._files = OutputFiles(shape, inbox, sink)
-        self._progress = Progress(is_iterator=shape.is_iterator, arrange=self._files.arrange)
-        # Coglet numbers the chunks of a file iterator as their uploads end, so only snapshots can be put in order.
-        self._streams = shape.is_streamed and not shape.items_are_files
+        self._progress = Progress(is_iterator=shape.is_iterator)
+        self._streams = shape.is_streamed
         self._signals: asyncio.Queue[Signal] = asyncio.Queue()
         self._lost: str | None = None
 
@@ -140,7 +138,7 @@ class Following:
         if kind == "stream":
             return await self._stored(self._progress.stream(event, data)), None
         is_final = data.get("status") in _ENDED
-        events = await self._stored(self._progress.snapshot(data, final=is_final))
+        events = await self._stored(self._progress.snapshot(data))
         return events, data if is_final else None
 
     async def _finish(self, body: dict[str, Any]) -> Finished:

@@ -39,18 +39,13 @@ class OutputShape:
 
     @property
     def items_are_files(self) -> bool:
-        """Whether the output is an array or iterator of files."""
+        """Whether the output is a list or iterator of files."""
         return self.schema.get("type") == "array" and _is_file(self.item)
 
     @property
     def has_files(self) -> bool:
         """Whether there is a file anywhere in the output."""
         return b'"format":"uri"' in msgspec.json.encode(self.schema) or self.items_are_files
-
-    @property
-    def is_file_list(self) -> bool:
-        """Whether the output is a plain list of files, which coglet puts in disorder when it uploads them."""
-        return self.items_are_files and not self.is_iterator
 
     def resolve(self, schema: object) -> Schema:
         """The schema with a ``$ref``, alone or in ``allOf``, followed."""
@@ -73,19 +68,6 @@ class OutputFiles:
         self._shape, self._inbox, self._sink = shape, inbox, sink
         self._items: list[Any] = []
 
-    def arrange(self, items: list[Any], final: bool) -> list[Any]:
-        """Bring an iterator's uploaded files into the order of their arrival.
-
-        Coglet lists them as their uploads end, so a small file may come before a larger one that was yielded first.
-        Of an unfinished list only the part that nothing can come before any more is returned.
-        """
-        numbers = [number for number in map(self._inbox.place, items) if number is not None]
-        if len(numbers) < len(items):
-            return items
-        arranged = [item for _, item in sorted(zip(numbers, items, strict=True))]
-        gapless = sum(number == place for place, number in enumerate(sorted(numbers)))
-        return arranged if final else arranged[:gapless]
-
     async def item(self, index: int, value: Any) -> Any:
         """Item ``index`` of an iterator with its files stored. Items come in order; known ones are not stored again."""
         if index == len(self._items):
@@ -95,7 +77,7 @@ class OutputFiles:
     async def whole(self, value: Any) -> Any:
         """A whole output with its files stored."""
         if self._shape.is_iterator and isinstance(value, list):
-            return [await self.item(index, item) for index, item in enumerate(self.arrange(value, True))]
+            return [await self.item(index, item) for index, item in enumerate(value)]
         return await self._place(value, self._shape.schema, "output")
 
     async def _place(self, value: Any, schema: Schema, name: str) -> Any:
@@ -106,7 +88,7 @@ class OutputFiles:
         if isinstance(value, dict):
             known, other = schema.get("properties", {}), schema.get("additionalProperties")
             return {key: await self._place(item, known.get(key, other), key) for key, item in value.items()}
-        if self._inbox.place(value) is not None:
+        if self._inbox.holds(value):
             return await self._inbox.stored(value)
         if isinstance(value, str) and value.startswith("data:") and _is_file(schema):
             return await self._store(value, name)

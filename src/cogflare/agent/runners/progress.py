@@ -6,34 +6,31 @@ differences, from the beginning of the run again after each attach. Both are hel
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cogflare.agent.runners.base import Event, Log, Metric, Output
 
 _PREDICT_TIME = "predict_time"
 
-Arrange = Callable[[list[Any], bool], list[Any]]
-
 
 class Progress:
     """The position of one run. Items of `Output` events are as the model gave them, files not yet stored."""
 
-    def __init__(self, *, is_iterator: bool, arrange: Arrange) -> None:
-        self._is_iterator, self._arrange = is_iterator, arrange
+    def __init__(self, *, is_iterator: bool) -> None:
+        self._is_iterator = is_iterator
         self._log_said = 0
         self._log_streamed = 0
         self._items_said = 0
         self._metrics: dict[str, Any] = {}
         self._metrics_streamed: dict[str, Any] = {}
 
-    def snapshot(self, body: dict[str, Any], *, final: bool) -> list[Event]:
-        """Take in a snapshot, of a run that has ended if ``final``."""
+    def snapshot(self, body: dict[str, Any]) -> list[Event]:
+        """Take in a snapshot."""
         log = (body.get("logs") or "")[self._log_said :]
         output = body.get("output")
         events = self._log(log) + self._metrics_now(body.get("metrics") or {})
         if self._is_iterator and isinstance(output, list):
-            events += self._items(self._arrange(output, final))
+            events += self._items(output)
         return events
 
     def stream_begins(self) -> None:

@@ -1,8 +1,7 @@
 """The loopback receiver: webhooks and file uploads of a Cog server, under a secret path.
 
 It owns the HTTP server and the received files until a sink has stored them. A Cog server's upload is answered as soon
-as its bytes are here, with a receipt (a URL that nobody else has), and goes on to the sink beside the run: Cog lists
-an iterator's files in the order in which their uploads were answered, so a slow sink must not decide it.
+as its bytes are here, with a receipt (a URL that nobody else has), and goes on to the sink beside the run.
 """
 
 from __future__ import annotations
@@ -99,7 +98,6 @@ class Receiver:
         if not self._is_secret(request) or inbox is None:
             return Response(status_code=404)
         filename, receipt = request.path_params["filename"], f"{self._base()}/receipts/{secrets.token_hex(16)}"
-        place = inbox.arrives(filename)
         spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it outlives this request
         try:
             async for chunk in request.stream():
@@ -110,7 +108,7 @@ class Receiver:
         content_type = request.headers.get("content-type", "application/octet-stream")
         storing = asyncio.create_task(self._store(inbox.prediction_id, filename, content_type, spool))
         storing.add_done_callback(lambda _: spool.close())
-        inbox.keep(receipt, await place, storing)
+        inbox.keep(receipt, storing)
         return Response(headers={"location": receipt})
 
     def _inbox_of_upload(self, run_id: str | None) -> Inbox | None:

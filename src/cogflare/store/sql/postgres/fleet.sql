@@ -101,6 +101,14 @@ SELECT w.id, w.account, w.name, w.node, w.link_epoch, w.state, w.offers, w.agent
 FROM workers AS w
 WHERE (:account::text IS NULL OR w.account = :account) AND w.id > :after ORDER BY w.id LIMIT :limit;
 
+-- name: has_other_worker
+-- Whether a worker other than `worker` is connected and offers the model, in the version if one is given.
+SELECT 1 FROM workers AS w, json_array_elements(w.offers::json) AS offer
+WHERE w.state = 'online' AND w.id <> :worker AND w.account IN (SELECT json_array_elements_text(:catalogs::json))
+    AND offer ->> 'owner' = :owner::text AND offer ->> 'name' = :name::text
+    AND (:version::text IS NULL OR offer ->> 'version' = :version)
+LIMIT 1;
+
 -- name: forget_worker
 DELETE FROM workers WHERE id = :id AND account = :account AND state <> 'online' RETURNING id;
 

@@ -94,6 +94,14 @@ SELECT w.id, w.account, w.name, w.node, w.link_epoch, w.state, w.offers, w.agent
 FROM workers AS w
 WHERE (:account IS NULL OR w.account = :account) AND w.id > :after ORDER BY w.id LIMIT :limit;
 
+-- name: has_other_worker
+-- Whether a worker other than `worker` is connected and offers the model, in the version if one is given.
+SELECT 1 FROM workers AS w, json_each(w.offers) AS offer
+WHERE w.state = 'online' AND w.id <> :worker AND w.account IN (SELECT value FROM json_each(:catalogs))
+    AND offer.value ->> 'owner' = :owner AND offer.value ->> 'name' = :name
+    AND (:version IS NULL OR offer.value ->> 'version' = :version)
+LIMIT 1;
+
 -- name: forget_worker
 DELETE FROM workers WHERE id = :id AND account = :account AND state <> 'online' RETURNING id;
 
