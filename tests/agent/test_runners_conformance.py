@@ -162,7 +162,7 @@ async def test_an_iterator_of_files_keeps_its_order(rig: Rigger) -> None:
     model = await rig("frames")
     for number in range(10):
         events = await model.events({"count": 8}, id=f"p{number}")
-        assert [model.sink.files[item][-1] for item in items_of(events)] == list(range(8))
+        assert [model.sink.files[str(item)][-1] for item in items_of(events)] == list(range(8))
         assert finished(events).output == items_of(events)
 
 
