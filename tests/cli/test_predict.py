@@ -132,9 +132,9 @@ def test_files_are_saved_beside_what_is_there(shell: Shell, tmp_path: Path) -> N
     for _ in range(2):
         printed = shell.ok("predict", "me/frames", "-i", "count=2", "-o", "out").splitlines()
     saved = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert saved == ["frame0-2.png", "frame0.png", "frame1-2.png", "frame1.png"]
+    assert saved == ["output-0-2.png", "output-0.png", "output-1-2.png", "output-1.png"]
     path, url = printed[0].split("\t")
-    assert (path, url.rpartition("/")[2]) == ("out/frame0-2.png", "frame0.png")
+    assert (path, url.rpartition("/")[2]) == ("out/output-0-2.png", "output-0.png")
     assert Path(path).read_bytes() == b"\x89PNG\x00"
 
 

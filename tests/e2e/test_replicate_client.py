@@ -353,11 +353,12 @@ async def test_files_come_back_as_file_output_over_https(
     assert answer.url.startswith(f"{secure_server.url}/f/")
     assert answer.read() == "grüße".encode()
     assert await answer.aread() == "grüße".encode()
-    frames = client.run("me/frames", input={"count": 1})
-    assert [type(frame) for frame in frames] == [FileOutput]
-    assert [b"".join(frame) for frame in frames] == [b"\x89PNG\x00"]
+    expected = [b"\x89PNG" + bytes([number]) for number in range(6)]
+    frames = client.run("me/frames", input={"count": 6})
+    assert {type(frame) for frame in frames} == {FileOutput}
+    assert [b"".join(frame) for frame in frames] == expected
     version = client.models.get("me/frames").latest_version
     assert version is not None
-    streamed = client.run(f"me/frames:{version.id}", input={"count": 1}, wait=False)
-    assert [frame.read() for frame in streamed] == [b"\x89PNG\x00"]
+    streamed = client.run(f"me/frames:{version.id}", input={"count": 6}, wait=False)
+    assert [frame.read() for frame in streamed] == expected
     await close(client)

@@ -106,6 +106,7 @@ class CogServer:
             if response.status_code != 200:
                 raise NotUnderWay(f"the Cog server answered {response.status_code}")
             event, hurry = "", _hurry(response)
+            hurry()
             async for line in response.aiter_lines():
                 hurry()
                 if line.startswith("event:"):

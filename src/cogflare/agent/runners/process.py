@@ -91,7 +91,7 @@ class ServerProcess:
         await self._process.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(_GONE_S):
-                while self._signal(0):  # noqa: ASYNC110 - nobody tells when a grandchild is gone
+                while self._signal(0) and _has_living(self.pid):  # noqa: ASYNC110 - no one tells when a grandchild ends
                     await asyncio.sleep(0.01)
 
     def _signal(self, number: int) -> bool:
@@ -101,6 +101,18 @@ class ServerProcess:
         except ProcessLookupError:
             return False
         return True
+
+
+def _has_living(group: int) -> bool:
+    """Say whether a process of the group still runs; a dead one that nobody has reaped yet does not."""
+    stats = list(Path("/proc").glob("[0-9]*/stat"))
+    for path in stats:
+        with suppress(OSError):
+            # The fields after the name, which is in brackets: state, parent, group.
+            state, _, found, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+            if found == str(group) and state != "Z":
+                return True
+    return not stats
 
 
 def plain(output: bytes) -> str:
