@@ -1,7 +1,6 @@
-"""Fixtures of the store: a PostgreSQL server for the session, and a fresh database of each kind per test."""
+"""Fixtures of the store: databases with a schema of these tests, or the one that ships, and the way to bare rows."""
 
-import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,42 +8,8 @@ import pytest
 from cogflare.store.base import Database
 from cogflare.store.open import open_database
 from store.scene import Rows, Scene
-from support.postgres import PostgresServer
 
 SQL = Path(__file__).parent / "sql"
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    server = PostgresServer()
-    try:
-        yield server.start()
-    finally:
-        server.close()
-
-
-@pytest.fixture
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Return what makes the URL of a new, empty database of a kind."""
-    numbers = itertools.count(1)
-
-    def make(kind: str) -> str:
-        if kind == "sqlite":
-            return f"sqlite:///{tmp_path}/{next(numbers)}.db"
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        return server.create_database()
-
-    return make
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, new_url: Callable[[str], str]) -> str:
-    return new_url(str(request.param))
 
 
 @pytest.fixture

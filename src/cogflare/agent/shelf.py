@@ -4,11 +4,9 @@ It owns the HTTP server, which listens from the first file on, and no file: whoe
 """
 
 import asyncio
-import contextlib
 import mimetypes
 import secrets
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from cogflare.agent.loopback import LoopbackServer
+
 
 class Shelf:
     """Serves files; `advertised` is the host under which the model reaches it, when that is not `host`."""
@@ -26,7 +26,7 @@ class Shelf:
         self._host = host
         self._advertised = advertised or host
         self._files: dict[str, Path] = {}
-        self._server: _Server | None = None
+        self._server: LoopbackServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._port = 0
@@ -54,7 +54,7 @@ class Shelf:
         listener = socket.create_server((self._host, 0))
         self._port = listener.getsockname()[1]
         app = Starlette(routes=[Route("/{key}/{filename}", self._file)])
-        self._server = _Server(
+        self._server = LoopbackServer(
             uvicorn.Config(
                 app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
             )
@@ -68,19 +68,3 @@ class Shelf:
             return Response(status_code=404)
         kind = mimetypes.guess_type(request.path_params["filename"])[0] or "application/octet-stream"
         return FileResponse(file, media_type=kind)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the signals belong to the agent."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()

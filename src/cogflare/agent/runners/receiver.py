@@ -7,11 +7,10 @@ as its bytes are here, with a receipt (a URL that nobody else has), and goes on 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import IO, Any
 
 import msgspec
@@ -21,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cogflare.agent.loopback import LoopbackServer
 from cogflare.agent.runners.base import UploadSink
 from cogflare.agent.runners.inbox import Inbox
 
@@ -41,14 +41,14 @@ class Receiver:
         self._host, self._advertised, self._port = host, advertised or host, port
         self._secret = secret or secrets.token_urlsafe(24)
         self._inboxes: dict[str, Inbox] = {}
-        self._server: _Server | None = None
+        self._server: LoopbackServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen; raises `OSError` when the port is taken."""
         listener = socket.create_server((self._host, self._port))
         self._port = listener.getsockname()[1]
-        self._server = _Server(_config(self._hook, self._file))
+        self._server = LoopbackServer(_config(self._hook, self._file))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         await self._server.up.wait()
 
@@ -136,19 +136,3 @@ def _config(hook: Callable[..., Any], file: Callable[..., Any]) -> uvicorn.Confi
         Starlette(routes=routes), lifespan="off", ws="none", log_config=None, access_log=False,
         timeout_keep_alive=60, timeout_graceful_shutdown=1,
     )  # fmt: skip
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the signals belong to the agent."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
