@@ -100,7 +100,8 @@ async def test_a_restart_loses_runs_that_nobody_canceled(folder_rig: Rigger) -> 
     await until_asleep(runs, seen)
     await model.runner.restart()
     with pytest.raises(RunLost, match="restarted"):
-        await anext(runs)
+        async for event in runs:
+            seen.append(event)
 
 
 async def test_a_crashed_model_is_whole_after_a_restart(folder_rig: Rigger) -> None:
@@ -119,7 +120,8 @@ async def test_a_killed_server_loses_its_run(folder_rig: Rigger) -> None:
     await until_asleep(runs, seen)
     os.kill(family(os.getpid())[0], signal.SIGKILL)
     with pytest.raises(RunLost, match="signal 9"):
-        await anext(runs)
+        async for event in runs:
+            seen.append(event)
     assert "signal 9" in await model.runner.wait_broken()
 
 
