@@ -100,8 +100,7 @@ async def test_a_restart_loses_runs_that_nobody_canceled(folder_rig: Rigger) -> 
     await until_asleep(runs, seen)
     await model.runner.restart()
     with pytest.raises(RunLost, match="restarted"):
-        async for event in runs:
-            seen.append(event)
+        seen += [event async for event in runs]
 
 
 async def test_a_crashed_model_is_whole_after_a_restart(folder_rig: Rigger) -> None:
@@ -120,8 +119,7 @@ async def test_a_killed_server_loses_its_run(folder_rig: Rigger) -> None:
     await until_asleep(runs, seen)
     os.kill(family(os.getpid())[0], signal.SIGKILL)
     with pytest.raises(RunLost, match="signal 9"):
-        async for event in runs:
-            seen.append(event)
+        seen += [event async for event in runs]
     assert "signal 9" in await model.runner.wait_broken()
 
 

@@ -37,6 +37,5 @@ async def test_a_server_that_goes_away_loses_its_run(http_rig: Rigger, monkeypat
             break
     os.kill(family(os.getpid())[0], signal.SIGKILL)
     with pytest.raises(RunLost, match="does not answer"):
-        async for event in runs:
-            assert isinstance(event, Log)
+        assert all([isinstance(event, Log) async for event in runs])
     assert "does not answer" in await model.runner.wait_broken()
