@@ -1,6 +1,6 @@
 """What Replicate's API has no word for: tokens, workers, the attempts of a prediction, health."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -89,7 +89,13 @@ class Handlers:
         found = await fleet.list_workers(self._api.db, seen, _after(request), PAGE + 1)
         names = {caller.account: caller.username}
         names |= await _usernames(self._api.db, {row.account for row in found} - names.keys())
-        return self._page(request, "/v1/workers", [(row.id, _render_worker(row, names[row.account])) for row in found])
+        return self._page(request, "/v1/workers", [(row.id, self._worker(row, names)) for row in found])
+
+    def _worker(self, row: WorkerRow, names: Mapping[str, str]) -> bytes:
+        """Render a worker; one that this node has not heard of for a while is shown as away."""
+        link = self._api.fleet.links.get(row.id)
+        state = "away" if link is not None and link.is_away else row.state
+        return _render_worker(row, names[row.account], state)
 
     async def drain_worker(self, request: Request) -> Response:
         """POST /workers/{id}/drain: the agent is asked to finish what it holds and to leave."""
@@ -163,7 +169,7 @@ def _render_token(row: TokenRow) -> bytes:
     )
 
 
-def _render_worker(row: WorkerRow, account: str) -> bytes:
+def _render_worker(row: WorkerRow, account: str, state: str) -> bytes:
     offers: list[dict[str, Any]] = msgspec.json.decode(row.offers)
     models = [
         {"model": f"{offer['owner']}/{offer['name']}", "version": offer["version"], "slots": offer["slots"]}
@@ -174,7 +180,7 @@ def _render_worker(row: WorkerRow, account: str) -> bytes:
             "id": row.id,
             "name": row.name,
             "account": account,
-            "state": row.state,
+            "state": state,
             "node": row.node,
             "models": models,
             "slots": sum(offer["slots"] for offer in offers),

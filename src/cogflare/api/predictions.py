@@ -63,7 +63,7 @@ class Handlers:
         return await self._create(request, body, model, reference.id)
 
     async def create_for_model(self, request: Request) -> Response:
-        """POST /models/{owner}/{name}/predictions: the latest version; `name:id` in the path pins one."""
+        """POST /models/{owner}/{name}/predictions: whatever version its workers offer."""
         body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=False)
         owner, name = request.path_params["owner"], request.path_params["name"]
         return await self._create(request, body, f"{owner}/{name}", None)

@@ -204,7 +204,7 @@ _WAIT: Final = re.compile(
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s?)?", re.ASCII | re.IGNORECASE)
 _MIN_CANCEL_AFTER_S: Final = 5
 _REFERENCE: Final = re.compile(
-    r"(?:(?P<owner>[a-zA-Z0-9][a-zA-Z0-9._-]{0,63})/(?P<name>[a-zA-Z0-9][a-zA-Z0-9._-]{0,127})(?::(?=.)|$))?"
+    r"(?:(?P<owner>[a-zA-Z0-9][a-zA-Z0-9._-]{0,99})/(?P<name>[a-zA-Z0-9][a-zA-Z0-9._-]{0,99})(?::(?=.)|$))?"
     r"(?P<id>[0-9a-f]{64})?",
     re.ASCII,
 )

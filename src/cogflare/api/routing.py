@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogflare.api import problems
@@ -138,8 +138,12 @@ def _refusal(error: RequestError) -> Problem:
 
 def _routing(error: HTTPException, scope: Scope) -> Problem:
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        return problems.method_not_allowed(scope["method"], [name.strip() for name in allowed.split(",")])
+        # The first route of a path knows only its own methods.
+        routes = [route for route in scope["router"].routes if isinstance(route, Route)]
+        allowed = {
+            name for route in routes if route.matches(scope)[0] is not Match.NONE for name in route.methods or ()
+        }
+        return problems.method_not_allowed(scope["method"], sorted(allowed))
     return problems.not_found() if error.status_code == 404 else problems.bad_request(error.detail)
 
 

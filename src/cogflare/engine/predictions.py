@@ -1,4 +1,4 @@
-"""The single owner of transitions: create, read, cancel, finish and rescue of predictions.
+"""Predictions from create to end: create, read, cancel, finish and rescue.
 
 Each transition is one unit with a compare-and-set on (phase, attempt); whoever loses looks again. Predictions that run
 on this node are answered from memory (`lives`); everything else from the store.

@@ -40,7 +40,7 @@ class Decoder(Generic[M]):
         """Return the frame's messages; raises `ProtocolError` for anything but a JSON array of well-formed messages."""
         if isinstance(frame, bytes):
             raise ProtocolError("binary frames are not part of the protocol", 1003)
-        if len(frame) > MAX_FRAME:
+        if len(frame) > MAX_FRAME or not (frame.isascii() or len(frame.encode(errors="replace")) <= MAX_FRAME):
             raise ProtocolError(f"a frame has at most {MAX_FRAME} bytes", 1009)
         try:
             return self._frame.decode(frame)

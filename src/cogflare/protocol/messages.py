@@ -18,7 +18,7 @@ PING = "ping"
 PONG = "pong"
 MAX_FRAME = 1_000_000  # bytes; what does not fit goes by HTTP
 MAX_VALUE = 700_000  # bytes of one JSON value (an input, an output, an item) that travels in a message
-MAX_DEPTH = 200  # levels of nesting of such a value; readers refuse somewhere beyond
+MAX_DEPTH = 128  # levels of nesting of such a value; readers refuse somewhere beyond
 
 # `\Z` and not `$`, which would let a newline at the end pass.
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
@@ -180,7 +180,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class Assign(Message, frozen=True, tag="assign"):
-    """Run this. Without `input` the agent fetches it from the input address (it does not fit a frame)."""
+    """Run this. Without `input` the agent fetches it from the input address (it is large)."""
 
     prediction: Id
     attempt: Count

@@ -212,7 +212,7 @@ FOR EACH ROW WHEN (old.not_before IS NULL AND new.not_before IS NOT NULL) EXECUT
 CREATE TRIGGER queue_entries_released AFTER UPDATE OF not_before ON queue_entries
 FOR EACH ROW WHEN (old.not_before IS NOT NULL AND new.not_before IS NULL) EXECUTE FUNCTION flow_gains_entry();
 
--- Live data of an attempt, append-only, each row at most 256 KB. `position` counts items (output) or bytes (others).
+-- Live data of an attempt, append-only, about 256 KB a row. `position` counts items (output) or bytes (others).
 CREATE TABLE chunks (
     prediction TEXT COLLATE "C" NOT NULL,
     attempt BIGINT NOT NULL,

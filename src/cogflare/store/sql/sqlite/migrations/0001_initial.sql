@@ -209,7 +209,7 @@ BEGIN
                             ELSE max(flows.virtual_time, excluded.virtual_time) END;
 END;
 
--- Live data of an attempt, append-only, each row at most 256 KB. `position` counts items (output) or bytes (others).
+-- Live data of an attempt, append-only, about 256 KB a row. `position` counts items (output) or bytes (others).
 CREATE TABLE chunks (
     prediction TEXT NOT NULL,
     attempt INTEGER NOT NULL,
