@@ -67,9 +67,12 @@ def build(settings: Settings) -> Runtime:
         data.mkdir(parents=True, exist_ok=True)
         db = open_database(settings.database())
         public_url = check_public_url(settings.public_url) if settings.public_url else None
-        trusted = TrustedProxies(settings.trusted_proxies)
     except (ValueError, OSError) as error:
         raise SettingsError(str(error)) from error
+    try:
+        trusted = TrustedProxies(settings.trusted_proxies)
+    except ValueError as error:
+        raise SettingsError(f"the setting trusted_proxies: {error}") from error
     clock, tasks, waiters = SystemClock(), Tasks(), Waiters()
     times = LinkTimes(settings.heartbeat_s, settings.silence_s, settings.close_grace_s, settings.lease_s)
     accounts = Accounts(db, clock)

@@ -14,6 +14,10 @@ import msgspec
 
 _PREFIX = "COGFLARE_"
 _LISTS = frozenset({"trusted_proxies"})
+_POSITIVE = (
+    *("max_body", "max_file_bytes", "max_result_bytes", "max_strikes"),
+    *("lease_s", "close_grace_s", "heartbeat_s", "silence_s", "stop_s"),
+)
 
 
 class SettingsError(Exception):
@@ -74,10 +78,23 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"settings: {error}") from error
+        raise SettingsError(_spoken(str(error))) from error
+    if not 0 <= settings.port <= 65535:
+        raise SettingsError(f"the setting port is {settings.port}: a port is a number from 0 to 65535")
+    for name in _POSITIVE:
+        if getattr(settings, name) <= 0:
+            raise SettingsError(f"the setting {name} has to be above 0")
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise SettingsError("tls_cert and tls_key go together: give both, or neither")
     return settings
+
+
+def _spoken(error: str) -> str:
+    """Say what a validation found, naming the setting and not the path of a JSON value."""
+    what, _, where = error.partition(" - at `$.")
+    if where:
+        return f"the setting {where.rstrip('`')}: {what}"
+    return what.replace("Object contains unknown field", "there is no setting")
 
 
 def _file(path: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cogflare.agent.address import ServerAddress
+from cogflare.agent.address import ServerAddress, tls_advice
 from cogflare.agent.console import Console
 from cogflare.agent.link import Link, Refused, Timing
 from cogflare.protocol.agent_end import AgentEnd
@@ -223,11 +223,27 @@ async def test_closing_sends_what_is_queued() -> None:
         ("wss://h", "wss://h/worker/v1/link", "https://h"),
         ("h.example", "wss://h.example/worker/v1/link", "https://h.example"),
         ("ws://[::1]:9", "ws://[::1]:9/worker/v1/link", "http://[::1]:9"),
+        ("localhost:8000", "ws://localhost:8000/worker/v1/link", "http://localhost:8000"),
     ],
 )
 async def test_addresses(given: str, link: str, base: str) -> None:
     address = ServerAddress(given)
     assert (address.link, address.base) == (link, base)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1)",
+            "SSL_CERT_FILE",
+        ),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1)", "http://"),
+    ],
+)
+async def test_errors_of_tls_come_with_advice(error: str, advice: str) -> None:
+    assert advice in (tls_advice(error) or "")
+    assert tls_advice("Connection refused") is None
 
 
 @pytest.mark.parametrize("given", ["ftp://h", "http://", "https://h/?q", "https://u:p@h", "", "https://h#f"])

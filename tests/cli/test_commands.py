@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +141,7 @@ def test_logs_can_be_followed_to_the_end(shell: Shell) -> None:
     followed = shell.run("predictions", "logs", "--follow", prediction)
     assert followed.exit_code == 0
     assert "succeeded" in followed.stderr
+    assert len(followed.stdout.splitlines()) == 2
 
 
 def test_cancel_says_what_became_of_each(shell: Shell) -> None:
@@ -176,6 +178,39 @@ def test_a_token_that_cannot_be_one_is_refused_unseen(shell: Shell) -> None:
     refused = shell.run("account", "--token", "se cret\n")
     assert refused.exit_code == 2
     assert "cret" not in refused.output
+
+
+@pytest.mark.parametrize("what", ["prediction", "model"])
+def test_what_is_not_there_is_named(shell: Shell, what: str) -> None:
+    refused = shell.run(f"{what}s", "show", "me/nothing" if what == "model" else "nothing")
+    assert refused.exit_code == 2
+    assert f"has no {what} {'me/nothing' if what == 'model' else 'nothing'}:" in refused.stderr
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(shell: Shell) -> None:
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    assert shell.run("account", **proxies).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "problem"),
+    [
+        (("--data", "taken"), {}, "cannot write in taken"),
+        (("--host", "host.invalid"), {}, "choose another --host"),
+        (("--tls-cert", "taken", "--tls-key", "taken"), {}, "tls_cert and tls_key"),
+        ((), {"COGFLARE_PORT": "70000"}, "the setting port is 70000"),
+        ((), {"COGFLARE_PORT": "x"}, "the setting port: Expected `int`"),
+        ((), {"COGFLARE_LEASE_S": "-1"}, "the setting lease_s has to be above 0"),
+        ((), {"COGFLARE_TRUSTED_PROXIES": "x"}, "the setting trusted_proxies"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    shell: Shell, tmp_path: Path, arguments: tuple[str, ...], environment: dict[str, str], problem: str
+) -> None:
+    (tmp_path / "taken").write_text("nothing")
+    failed = shell.run("serve", *([] if "COGFLARE_PORT" in environment else ["--port", "0"]), *arguments, **environment)
+    assert failed.exit_code == 1
+    assert problem in failed.stderr
 
 
 def test_something_else_answers(shell: Shell, site: str) -> None:

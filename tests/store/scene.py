@@ -125,7 +125,11 @@ class Scene:
 
     async def finish(self, key: AttemptKey, worker: str = "w1", chunks: Sequence[Chunk] = (), **fields: Any) -> None:
         fields = {"status": "succeeded", "output": '"done"', **fields}
-        await self.db.write(*predictions.finish(Ending(*key, worker, completed_at=self.tick(), **fields), chunks))
+        await self.db.write(
+            *predictions.finish(
+                Ending(*key, worker, self.epochs.get(worker, 1), completed_at=self.tick(), **fields), chunks
+            )
+        )
 
     async def cancel(self, key: AttemptKey) -> None:
         """End a prediction and, where an attempt runs, that attempt."""

@@ -194,7 +194,8 @@ class Machine(RuleBasedStateMachine):
         tried = job.tries[attempt - 1]
         status = data.draw(st.sampled_from(["succeeded", "failed", "canceled"]))
         finished = self.attempted(self.scene.finish((id, attempt), worker, status=status, slot_free=slot_free))
-        assert finished == (attempt == job.attempt and job.phase != "ended" and tried.holder == worker)
+        is_holder = tried.holder == worker and tried.epoch == self.scene.epochs[worker]
+        assert finished == (attempt == job.attempt and job.phase != "ended" and is_holder)
         if finished:
             self.end(job, status)
             tried.outcome = status

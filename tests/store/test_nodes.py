@@ -100,7 +100,7 @@ async def test_a_cancel_waits_for_the_claim_and_loses(scene: Scene, url: str) ->
 async def test_a_cancel_waits_for_the_finish_and_loses(scene: Scene, url: str) -> None:
     await scene.create()
     key = await scene.claim_key()
-    ending = predictions.Ending(*key, "w1", "succeeded", completed_at=scene.tick(), output="1")
+    ending = predictions.Ending(*key, "w1", 1, "succeeded", completed_at=scene.tick(), output="1")
     async with uncommitted(url, *predictions.finish(ending, [])):
         canceling = asyncio.ensure_future(scene.cancel(key))
         await waits_for_a_lock(scene.rows)

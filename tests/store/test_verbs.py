@@ -204,9 +204,9 @@ async def test_a_finish_may_keep_its_slot(scene: Scene) -> None:
     key = await scene.claim_key()
     await scene.finish(key)
     assert await scene.occupied() == {key}
-    await scene.db.write(fleet.free_slots("w2", [key], scene.tick()))
+    await scene.db.write(fleet.free_slots("w2", 1, [key], scene.tick()))
     assert await scene.occupied() == {key}
-    await scene.db.write(fleet.free_slots("w1", [key], scene.tick()))
+    await scene.db.write(fleet.free_slots("w1", 1, [key], scene.tick()))
     assert await scene.occupied() == set()
 
 

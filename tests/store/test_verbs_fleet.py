@@ -341,7 +341,7 @@ async def test_tenants_do_not_see_each_other(scene: Scene) -> None:
     assert key == (mine, 1)
     with pytest.raises(Conflict):
         await scene.finish(key, worker="w-bob")
-    assert await scene.db.write(fleet.renew("w-bob", 1, [key]), fleet.free_slots("w-bob", [key], 1)) == [[], []]
+    assert await scene.db.write(fleet.renew("w-bob", 1, [key]), fleet.free_slots("w-bob", 1, [key], 1)) == [[], []]
     opened = await fleet.open_link(scene.db, scene.hello("w-bob", "bob"), [key])
     assert opened == (2, [])
     assert await predictions.list_page(scene.db, predictions.Query("bob")) == []

@@ -15,6 +15,9 @@ Commands that talk to a server take its address from `--server` or `COGFLARE_SER
 `COGFLARE_TOKEN`. Results go to standard output, everything else to standard error. On a terminal, lists are tables;
 into a pipe they are tab-separated lines without headings; with `--json` they are the API's own objects, one a line.
 
+An address without `http://` or `https://` is taken as http on this machine and as https elsewhere. `SSL_CERT_FILE=FILE`
+names a certificate (PEM) to trust, such as one that you signed yourself.
+
 Exit codes: 0 done, 1 failed (a prediction failed, or the server cannot be reached), 2 refused (wrong usage, or the
 server said no), 3 the prediction was canceled, 130 interrupted.
 """

@@ -1,24 +1,54 @@
 """The server that a worker dials: one URL from the user, the addresses that follow from it."""
 
+from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from cogflare.protocol.messages import LINK_PATH
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+DIRECT: Final = {f"all://{host}": None for host in ("127.0.0.1", "[::1]", "localhost")}
+"""Mounts for an HTTP client: a proxy from the environment cannot know what listens on this machine."""
 _PORTS = {"http": 80, "https": 443}
 Origin = tuple[str, str, int]  # scheme, host, port
+
+
+def with_scheme(url: str) -> str:
+    """Return the URL with a scheme; one without gets http on this machine, and https, which hides tokens, elsewhere."""
+    if "://" in url:
+        return url
+    try:
+        host = urlsplit(f"//{url}").hostname
+    except ValueError:
+        host = None
+    return f"{'http' if host in _LOOPBACK else 'https'}://{url}"
+
+
+def tls_advice(error: str) -> str | None:
+    """Return what to do about the error of a TLS handshake; None for another error."""
+    if "CERTIFICATE_VERIFY_FAILED" in error:
+        reason = error.partition("verify failed: ")[2].partition(" (_ssl")[0] or "not trusted"
+        return f"its certificate is not trusted ({reason}); SSL_CERT_FILE=FILE names one (PEM) to trust"
+    if "WRONG_VERSION_NUMBER" in error or "record layer failure" in error:
+        return "it does not speak TLS; write http:// for a server without a certificate"
+    return None
 
 
 class ServerAddress:
     """A server's base URL; `http`, `https`, `ws` and `wss` are taken, and a path in front of the routes."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url if "://" in url else f"https://{url}")
+        parts = urlsplit(with_scheme(url))
         scheme = _SCHEMES.get(parts.scheme)
         if scheme is None or not parts.hostname or parts.query or parts.fragment or parts.username:
             raise ValueError(f"{url!r} is not the address of a server; it looks like https://gateway.example.com")
         self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.origin = origin_of(self.base)
+
+    @property
+    def is_here(self) -> bool:
+        """Say whether the server is on this machine."""
+        return self.origin[1] in _LOOPBACK
 
     @property
     def link(self) -> str:

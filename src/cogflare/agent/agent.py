@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from msgspec import UnsetType
 
 from cogflare.agent.clock import SystemClock
-from cogflare.agent.console import Console
+from cogflare.agent.console import Console, counted
 from cogflare.agent.journal import Entry
 from cogflare.agent.link import Handle, Refused
 from cogflare.agent.runners.base import RestartRefused, Runner, RunnerError
@@ -120,12 +120,15 @@ class Agent:
         if not self._is_draining:
             self._is_draining = True
             held = self._end.busy()
-            self._console.say("draining", f"draining: {held} predictions to end; once more to stop now", held=held)
+            text = f"{counted(held, 'prediction')} to end; Ctrl-C stops now" if held else "nothing runs"
+            self._console.say("draining", f"draining: {text}", held=held)
             self._tell_capacity()
             self._leave_if_done()
 
     def stop(self) -> None:
         """Leave now: what is held may run elsewhere at once."""
+        if held := self._end.busy():
+            self._console.say("stopping", f"stopping: {counted(held, 'prediction')} may run elsewhere", held=held)
         self._settle(STOPPED)
 
     def interrupt(self) -> None:
@@ -148,9 +151,8 @@ class Agent:
         elif isinstance(message, Cancel):
             self._drop((message.prediction, message.attempt))
         elif isinstance(message, Welcome):
-            self._console.say(
-                "connected", f"connected, {self._told} slots; the server runs {message.server}", node=message.node
-            )
+            text = f"connected, {counted(self._told, 'slot')}; the server runs {message.server}"
+            self._console.say("connected", text, node=message.node)
             self._leave_if_done()
         elif isinstance(message, Drain):
             self.drain()
@@ -278,7 +280,8 @@ class Agent:
             ended = now - (wall - entry.finished) / 1e6
             self._end.adopt(entry.finish, entry.items, entry.log, started, ended)
         if entries:
-            self._console.say("adopted", f"{len(entries)} finished predictions of an earlier run to deliver")
+            text = f"{counted(len(entries), 'finished prediction')} of an earlier run to deliver"
+            self._console.say("adopted", text)
 
     def _leave_if_done(self) -> None:
         if self._is_draining and not self._end.busy() and not self._runs:

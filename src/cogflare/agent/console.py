@@ -32,6 +32,11 @@ class Console:
                 self.say("setup", f"  {line.encode(errors='replace').decode()}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 slot`, `2 slots`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class Silence(Console):
     """A console that says nothing."""
 

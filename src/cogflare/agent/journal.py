@@ -7,7 +7,7 @@ other crash. An entry holds the whole attempt (output items and log too), since 
 
 One file holds the entries that were due at the same time: written beside its name, synced, renamed, and the folder
 synced, so a file is whole or absent. It goes when its last entry is answered; an answered entry that is read back
-beside an unanswered one is sent again and answered `superseded`, which changes nothing. Disk work runs in one thread.
+beside an unanswered one is sent again and answered once more, which changes nothing. Disk work runs in one thread.
 """
 
 import asyncio

@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
-from cogflare.agent.address import ServerAddress
+from cogflare.agent.address import ServerAddress, tls_advice
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
 from cogflare.domain.clock import Clock
@@ -180,7 +180,8 @@ class Link:
         except InvalidMessage as error:
             raise _LinkEnded(f"{self._server.base} does not answer like a Cogflare server") from error
         except (OSError, InvalidHandshake) as error:  # a timeout is an OSError
-            raise _LinkEnded(f"cannot reach {self._server.base}: {error or type(error).__name__}") from error
+            reason = tls_advice(str(error)) or error or type(error).__name__
+            raise _LinkEnded(f"cannot reach {self._server.base}: {reason}") from error
 
     def _refusal(self, status: int) -> Exception:
         if status not in (401, 403):
@@ -263,7 +264,7 @@ class Link:
         if self._quiet_s and error.rcvd is None:
             return f"the server was silent for {self._quiet_s:.0f} s" if self._quiet_s > 1 else "the connection broke"
         if error.rcvd is not None:
-            return f"the server closed the link ({error.rcvd.code} {error.rcvd.reason or 'without a reason'})"
+            return f"the server closed the link ({f'{error.rcvd.code} {error.rcvd.reason}'.strip()})"
         return "the connection broke"
 
     async def _hang_up(self, socket: ClientConnection) -> None:

@@ -70,12 +70,12 @@ async def run_worker(options: WorkerOptions) -> int:
         inputs = InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs)
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
-        console.say("setup", f"setting up {model}")
+        console.say("setup", f"setting up {model}" + (f": waiting for {options.url}" if options.url else ""))
         offer = await _set_up(runner, console, signals)
         if isinstance(offer, int):
             return offer
         end = agent_end(offer, state.worker, new_id(clock.wall()), options.name, console)
-        link = Link(end, options.server, options.token, console, clock=clock)
+        link = Link(end, options.server, options.token, console, clock=clock, proxy=not options.server.is_here)
         journal = Journal(state.path, lambda text: console.say("journal", text))
         agent = Agent(runner, end, link, journal, transfer, inputs, console=console, clock=clock)
         signals.handle(agent.interrupt)

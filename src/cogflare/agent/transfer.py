@@ -19,7 +19,7 @@ import httpx2
 import msgspec
 from msgspec import Raw
 
-from cogflare.agent.address import ServerAddress
+from cogflare.agent.address import DIRECT, ServerAddress
 from cogflare.protocol.messages import AttemptKey
 
 _CHUNK = 256 * 1024
@@ -161,7 +161,7 @@ class Transfer:
         if self._server.is_own(url):  # the token is nobody else's business
             sent |= {"Authorization": f"Bearer {self._token()}", "Cogflare-Worker": self._worker}
         if self._http is None:
-            self._http = httpx2.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
+            self._http = httpx2.AsyncClient(timeout=_TIMEOUT, follow_redirects=False, mounts=DIRECT)
         return await self._http.request(method, url, content=content, headers=sent)
 
     async def _again(self, ticket: Ticket, send: Callable[[], Awaitable[httpx2.Response]]) -> httpx2.Response:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from cogflare.engine.link import Link
@@ -12,7 +13,10 @@ from cogflare.engine.links import Fleet
 from cogflare.protocol.messages import SUBPROTOCOL
 from cogflare.store.catalog import Caller
 
+log = structlog.get_logger()
+
 _MAX_WAITING = 64 * 1024 * 1024  # bytes queued for an agent that does not read
+_HELLO_S = 30.0  # for the first message
 _CLOSE_S = 5.0  # for the closing handshake; an end that does not answer is cut off
 
 
@@ -80,16 +84,25 @@ class Gateway:
         pump = asyncio.create_task(socket.pump())
         reading = asyncio.create_task(_read(link, receive))
         ended = asyncio.create_task(over.wait())
+        greeting = asyncio.get_running_loop().call_later(_HELLO_S, _expect_hello, link)
         try:
             await asyncio.wait((reading, pump, ended), return_when=asyncio.FIRST_COMPLETED)
             if pump.done() and not reading.done():
                 # The close is sent; the peer may still answer it.
                 await asyncio.wait((reading, ended), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            greeting.cancel()
             for task in (reading, pump, ended):
                 task.cancel()
-            await asyncio.gather(reading, pump, ended, return_exceptions=True)
+            failure, *_ = await asyncio.gather(reading, pump, ended, return_exceptions=True)
+            if isinstance(failure, Exception):
+                log.error("link failed", worker=link.worker, exc_info=failure)
             await link.closed()
+
+
+def _expect_hello(link: Link) -> None:
+    if not link.worker:
+        link.close(4408, "no hello came")
 
 
 async def _read(link: Link, receive: Receive) -> None:

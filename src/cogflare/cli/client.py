@@ -7,19 +7,26 @@ click.ClickException
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import click
 import httpx2
 
+from cogflare.agent.address import DIRECT, tls_advice, with_scheme
+
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TIMEOUT = httpx2.Timeout(30, connect=5)
 _TOKENLESS = (
     "this server wants a token: set COGFLARE_TOKEN to one (`cogflare serve` shows an admin token at its first start,"
     " `cogflare tokens create` makes others)"
+)
+
+
+_NAMED: Final = re.compile(
+    r"/v1/(?P<kind>prediction|model|worker|token)s/(?P<name>(?<=models/)[^/]+/[^/]+|(?<!models/)[^/]+)"
 )
 
 
@@ -49,9 +56,7 @@ class Client:
     def __init__(self, server: str, token: str | None) -> None:
         self.server = _base(server)
         self._has_token = bool(token)
-        # A proxy from the environment cannot know what listens on this machine.
-        is_here = urlsplit(self.server).hostname in _LOOPBACK
-        self._http = httpx2.Client(timeout=_TIMEOUT, headers=_headers(token), trust_env=not is_here)
+        self._http = httpx2.Client(timeout=_TIMEOUT, headers=_headers(token), mounts=DIRECT)
 
     def __enter__(self) -> "Client":
         return self
@@ -90,17 +95,22 @@ class Client:
         try:
             response = self._http.request(method, self.server + path, **options)
         except httpx2.ConnectError as error:
+            if advice := tls_advice(str(error)):
+                raise Unreachable(f"no safe connection to {self.server}: {advice}") from error
             raise Unreachable(
                 f"nothing answers at {self.server} ({_reason(error)}): start a server with `cogflare serve`, or name"
                 " another one with --server or COGFLARE_SERVER"
             ) from error
         except httpx2.TimeoutException as error:
             raise Unreachable(f"{self.server} did not answer in time; is it overloaded? Try again.") from error
+        except httpx2.RemoteProtocolError as error:
+            hint = "; does it want https?" if self.server.startswith("http:") else ""
+            raise Unreachable(f"{self.server} broke off: {_reason(error)}{hint}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Unreachable(f"the request to {self.server} failed: {_reason(error)}") from error
-        return self._answer(response)
+        return self._answer(response, path)
 
-    def _answer(self, response: httpx2.Response) -> Any:
+    def _answer(self, response: httpx2.Response, path: str) -> Any:
         """Return the JSON of a good answer; raise `ApiError` for any other."""
         if response.is_success and not response.content:
             return None
@@ -115,16 +125,16 @@ class Client:
             raise Unreachable(
                 f"{self.server} does not answer as Cogflare would (HTTP {response.status_code}): is the address right?"
             )
-        raise self._refusal(response.status_code, detail.strip())
+        raise self._refusal(response.status_code, detail.strip(), path)
 
-    def _refusal(self, status: int, detail: str) -> ApiError:
+    def _refusal(self, status: int, detail: str, path: str) -> ApiError:
         if status == 401:
             hint = "the server does not know this token, or it has expired: check COGFLARE_TOKEN or --token"
             return ApiError(hint if self._has_token else _TOKENLESS, status)
         if status == 403:
-            return ApiError(f"{detail} This takes another token: check COGFLARE_TOKEN or --token.", status)
+            return ApiError(f"{detail.removesuffix('.')}. The token came from COGFLARE_TOKEN or --token.", status)
         if status == 404:
-            return NotFound(detail, status)
+            return NotFound(_missing(path) or detail, status)
         if status >= 500:
             return Unreachable(f"the server failed (HTTP {status}): {detail}", status)
         # What is wrong with an input comes as a list, one line each.
@@ -159,7 +169,7 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
 
 def _base(server: str) -> str:
     """Return the base URL without the API's `/v1`, which paths bring along."""
-    url = server if "://" in server else f"http://{server}"
+    url = with_scheme(server)
     try:
         parts = urlsplit(url)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -177,6 +187,15 @@ def _headers(token: str | None) -> dict[str, str]:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise click.UsageError("the token has characters that no token has; was it copied whole?")
     return {"authorization": f"Bearer {token}"}
+
+
+def _missing(path: str) -> str | None:
+    """Say what a 404 is about, and how to find what there is."""
+    found = _NAMED.match(path)
+    if found is None:
+        return None
+    kind, name = found["kind"], found["name"]
+    return f"the server has no {kind} {name}: `cogflare {kind}s list` shows what it has"
 
 
 def _reason(error: Exception) -> str:

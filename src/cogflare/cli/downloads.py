@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 import click
 import httpx2
 
+from cogflare.agent.address import DIRECT
+
 OUR_FILE: Final = re.compile(r"/f/[0-9a-z]{40}/[^/]+\Z")
 """How the URL of a file that this kind of server keeps ends."""
 _TIMEOUT: Final = httpx2.Timeout(60, connect=10)
@@ -56,8 +58,12 @@ def save(url: str, folder: Path) -> Path:
 
 
 def _content(url: str) -> Iterator[bytes]:
-    with httpx2.stream("GET", url, timeout=_TIMEOUT, follow_redirects=True) as response:
-        response.raise_for_status()
+    with (
+        httpx2.Client(timeout=_TIMEOUT, follow_redirects=True, mounts=DIRECT) as client,
+        client.stream("GET", url) as response,
+    ):
+        if not response.is_success:
+            raise httpx2.HTTPError(f"its server answered {response.status_code}")
         yield from response.iter_bytes()
 
 

@@ -9,7 +9,7 @@ from cogflare.cli.client import Client, with_client
 from cogflare.cli.inputs import input_rows
 from cogflare.cli.output import age, as_json, note, print_fields, print_json, print_table
 
-_MODEL: Final = re.compile(r"[^/:\s]+/[^/:\s]+")
+MODEL: Final = re.compile(r"[^/:\s]+/[^/:\s]+")
 _EVERYTHING: Final = 10_000
 
 
@@ -38,7 +38,7 @@ def list_models(client: Client, as_json: bool) -> None:
 @with_client
 def show_model(client: Client, model: str, as_json: bool) -> None:
     """Show a model and the inputs it takes."""
-    if not _MODEL.fullmatch(model):
+    if not MODEL.fullmatch(model):
         raise click.UsageError(f"{model!r} is no model: write owner/name")
     found = client.get(f"/v1/models/{model}")
     if as_json:
@@ -53,7 +53,11 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
         ]
     )
     rows = input_rows((found["latest_version"] or {}).get("openapi_schema"))
-    print_table(("input", "type", "default", "description"), rows, "its inputs are not declared")
+    print_table(
+        ("input", "type", "default", "description"),
+        rows,
+        "its inputs are not declared: `cog build` in its folder would do that",
+    )
 
 
 @click.group()
@@ -71,9 +75,7 @@ def list_workers(client: Client, as_json: bool) -> None:
         for worker in found:
             print_json(worker)
         return
-    rows = (
-        (w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", age(w["connected_at"])) for w in found
-    )
+    rows = ((w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", _since(w)) for w in found)
     empty = "no workers: `cogflare worker` connects one"
     print_table(("id", "name", "state", "models", "busy", "connected"), rows, empty)
 
@@ -101,6 +103,10 @@ def account(client: Client, as_json: bool) -> None:
 
 def _version(model: dict[str, Any]) -> str:
     return str((model.get("latest_version") or {}).get("id") or "-")
+
+
+def _since(worker: dict[str, Any]) -> str:
+    return age(worker["connected_at"]) if worker["state"] == "online" else "-"
 
 
 def _offers(worker: dict[str, Any]) -> str:

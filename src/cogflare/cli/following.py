@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cogflare.cli.client import Client, Unreachable
 from cogflare.cli.downloads import OUR_FILE, file_urls, save
-from cogflare.cli.output import duration, seconds_between, visible
+from cogflare.cli.output import duration, for_terminal, seconds_between, visible
 from cogflare.domain.phases import TERMINAL, Status
 from cogflare.domain.schemas import component, has_file_outputs, output_kind
 
@@ -26,15 +26,17 @@ _MAX_HINT: Final = 60
 class Feed:
     """Shows the successive states of one prediction: logs and progress on standard error, output on standard output.
 
-    Files are saved in `folder`; None leaves the output to the caller, who gets it with the final state.
+    Files are saved in `folder`; None leaves the output to the caller, who gets it with the final state. `logs_only`
+    makes the logs the result: they go to standard output, and the output is not shown.
     """
 
-    def __init__(self, openapi_schema: Any, folder: Path | None) -> None:
+    def __init__(self, openapi_schema: Any, folder: Path | None, *, logs_only: bool = False) -> None:
         # A folder that was never built with Cog's own tool says nothing about its output: what comes is looked at.
         self._is_declared = bool((component(openapi_schema, "Output") or {}).keys() - {"title"})
         self._kind = output_kind(openapi_schema) if self._is_declared else "iterator"
         self._has_files = has_file_outputs(openapi_schema)
         self._folder = folder
+        self._logs_only = logs_only
         self._console = Console(stderr=True, highlight=False)
         self._spinner: Spinner | None = None
         self._began = time.monotonic()
@@ -68,10 +70,14 @@ class Feed:
 
     def close(self) -> None:
         """Give the terminal back."""
+        self._clear()
+        self._end_line()
+
+    def _clear(self) -> None:
+        """Take the progress line away, which would stand in front of what is printed next."""
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
-        self._end_line()
 
     def _restart(self) -> None:
         self.note("the worker was lost; the run begins anew on another one")
@@ -92,7 +98,11 @@ class Feed:
             lines.append(self._tail)
         for line in lines:
             self._end_line()
-            self._console.print(Text(_last_state(line)), soft_wrap=True)
+            if self._logs_only:
+                self._clear()
+                click.echo(for_terminal(line))
+            else:
+                self._console.print(Text(_last_state(line)), soft_wrap=True)
 
     def _show_output(self, output: Any, is_ended: bool) -> None:
         if self._kind != "single" and isinstance(output, list):
@@ -103,16 +113,14 @@ class Feed:
             self._put(output)
 
     def _put(self, value: Any) -> None:
+        self._clear()
         if self._kind == "text" and isinstance(value, str):
-            if self._spinner is not None:
-                # It would draw over the text.
-                self.close()
-            click.echo(_for_terminal(value), nl=False)
+            click.echo(for_terminal(value), nl=False)
             self._is_mid_line = not value.endswith("\n") if value else self._is_mid_line
             return
         urls = [url for url in file_urls(value) if self._has_files or (not self._is_declared and OUR_FILE.search(url))]
         if [value] != urls and value != urls:
-            click.echo(_for_terminal(value if isinstance(value, str) else msgspec.json.encode(value).decode()))
+            click.echo(for_terminal(value if isinstance(value, str) else msgspec.json.encode(value).decode()))
         for url in urls:
             path = save(url, self._folder or Path())
             click.echo(f"{path}\t{url}")
@@ -183,10 +191,3 @@ def _ending(prediction: dict[str, Any]) -> str:
 def _last_state(line: str) -> str:
     """Return what a terminal would show of a line: a progress bar writes over itself."""
     return visible(click.unstyle(line.rstrip("\r").rpartition("\r")[2]).expandtabs(4))
-
-
-def _for_terminal(text: str) -> str:
-    """Make a model's text harmless for a terminal; a pipe gets it as it is."""
-    if not sys.stdout.isatty():
-        return text
-    return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))

@@ -3,6 +3,7 @@
 Results go to standard output and nothing else does; notes and progress go to standard error.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,6 +18,9 @@ from rich.text import Text
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the API's JSON, one object a line.")
 
 _DASH: Final = "-"
+_SHORT: Final = 10
+_LEAST: Final = 8
+"""Widths of a table's columns: the most that is never broken, the least that is left to the others."""
 
 
 def print_json(value: Any) -> None:
@@ -36,6 +40,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: st
             click.echo("\t".join(line))
         return
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    # What other commands take has to stay in one piece; so do short cells, where there is room for the others beside.
+    widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
+    firm = [position == 0 or width <= _SHORT for position, width in enumerate(widths)]
+    needed = sum(width if is_firm else _LEAST for width, is_firm in zip(widths, firm, strict=True)) + 2 * len(widths)
+    for column, is_firm in zip(table.columns, firm, strict=True):
+        column.no_wrap = is_firm and needed <= console.width
+    table.columns[0].no_wrap = True
     for line in lines:
         table.add_row(*(Text(text, overflow="fold") for text in line))
     console.print(table)
@@ -69,6 +80,13 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def for_terminal(text: str) -> str:
+    """Make a model's text harmless for a terminal; a pipe gets it as it is."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))
+
+
 def time_of(text: str | None) -> str:
     """Shorten an RFC 3339 time to seconds."""
     return _DASH if not text else text[:19].replace("T", " ") + "Z"
@@ -77,7 +95,12 @@ def time_of(text: str | None) -> str:
 def age(text: str | None) -> str:
     """Say how long ago an RFC 3339 time was."""
     seconds = seconds_between(text, datetime.now(UTC).isoformat())
-    return _DASH if seconds is None else f"{duration(max(0.0, seconds))} ago"
+    if seconds is None:
+        return _DASH
+    whole = max(0, int(seconds))
+    scales = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+    scale, unit = next(pair for pair in scales if whole >= pair[0] * 2 or pair[0] == 1)
+    return f"{whole // scale} {unit} ago"
 
 
 def seconds_between(first: str | None, second: str | None) -> float | None:

@@ -5,8 +5,19 @@ from typing import Any
 import click
 
 from cogflare.cli.client import ApiError, Client, with_client
+from cogflare.cli.fleet import MODEL
 from cogflare.cli.following import Feed, follow
-from cogflare.cli.output import age, as_json, cell, duration, print_fields, print_json, print_table, time_of
+from cogflare.cli.output import (
+    age,
+    as_json,
+    cell,
+    duration,
+    for_terminal,
+    print_fields,
+    print_json,
+    print_table,
+    time_of,
+)
 from cogflare.domain.phases import Status
 
 
@@ -23,6 +34,8 @@ def predictions() -> None:
 @with_client
 def list_predictions(client: Client, status: str | None, model: str | None, limit: int, as_json: bool) -> None:
     """List predictions, newest first."""
+    if model is not None and not MODEL.fullmatch(model):
+        raise click.UsageError(f"{model!r} is no model: write owner/name")
     found = client.pages("/v1/predictions", limit, status=status, model=model)
     if as_json:
         for prediction in found:
@@ -86,9 +99,9 @@ def logs(client: Client, prediction_id: str, is_followed: bool) -> None:
     """Print what the model logged."""
     prediction = client.get(f"/v1/predictions/{prediction_id}")
     if is_followed:
-        follow(client, prediction, Feed(None, None))
+        follow(client, prediction, Feed(None, None, logs_only=True))
     else:
-        click.echo(prediction.get("logs") or "", nl=False)
+        click.echo(for_terminal(prediction.get("logs") or ""), nl=False)
 
 
 @predictions.command()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -36,7 +37,7 @@ class Server(uvicorn.Server):
 
 
 def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
-    return uvicorn.Config(
+    config = uvicorn.Config(
         runtime.app,
         loop="uvloop",
         http="httptools",
@@ -55,6 +56,11 @@ def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
+    try:
+        config.load()
+    except OSError as error:  # an error of TLS is one
+        raise SettingsError(f"tls_cert and tls_key (PEM, a pair) cannot be used: {error.strerror or error}") from error
+    return config
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -65,7 +71,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}") from error
     listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener
@@ -79,8 +86,12 @@ def _alone(settings: Settings) -> Iterator[None]:
         yield
         return
     path = Path(url.removeprefix("sqlite:///").partition("?")[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{path}.lock").open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = Path(f"{path}.lock").open("a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise SettingsError(f"cannot write in {path.parent} ({error.strerror}); choose another --data") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -94,16 +105,18 @@ def _url(settings: Settings, listener: socket.socket) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def _greet(url: str, created: Created | None, *, is_configured: bool) -> None:
-    click.echo(f"Cogflare listens on {url}")
-    if created is None or is_configured:
+def _greet(url: str, created: Created | None, settings: Settings) -> None:
+    is_everywhere = settings.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+    click.echo(f"Cogflare listens on {url}" + (" and this machine's other addresses" if is_everywhere else ""))
+    if created is None or settings.admin_token is not None:
         return
+    url = (settings.public_url or url).rstrip("/")
     click.echo(
         f"\nAdmin token, shown this once (only its hash is stored):\n\n    {created.secret}\n\n"
         "Use it like this:\n\n"
         f"    export COGFLARE_SERVER={url} COGFLARE_TOKEN={created.secret}\n"
         "    cogflare tokens create --kind worker --name my-gpu     # then, on the machine with the model:\n"
-        f"    cogflare worker FOLDER --server {url} --model me/my-model --token cfw_…\n"
+        f"    COGFLARE_WORKER_TOKEN=cfw_… cogflare worker FOLDER --server {url} --model me/my-model\n"
         "    cogflare predict me/my-model -i prompt=hello\n"
     )
 
@@ -120,12 +133,13 @@ async def run(settings: Settings, ready_file: str | None = None) -> None:
     listener = _listen(settings.host, settings.port)
     try:
         runtime = build(settings)
+        config = _config(settings, runtime)
         await runtime.start()
         created = await runtime.accounts.ensure_admin(settings.admin_token)
     except BaseException:
         listener.close()
         raise
-    server = Server(_config(settings, runtime))
+    server = Server(config)
     stopping: list[asyncio.Task[None]] = []
 
     def stop() -> None:
@@ -141,7 +155,7 @@ async def run(settings: Settings, ready_file: str | None = None) -> None:
         loop.add_signal_handler(name, stop)
     url = _url(settings, listener)
     serving = asyncio.create_task(server.serve([listener]))
-    _greet(url, created, is_configured=settings.admin_token is not None)
+    _greet(url, created, settings)
     _ready(ready_file, url)
     await serving
     if not server.force_exit:
@@ -177,5 +191,7 @@ def serve(config: str | None, ready_file: str | None, **options: str | int | Non
         telemetry.configure(settings.log_format)
         with _alone(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(settings, ready_file))
-    except (SettingsError, StoreError) as error:
+    except SettingsError as error:
         raise click.ClickException(str(error)) from error
+    except StoreError as error:
+        raise click.ClickException(f"the database cannot be used: {error}") from error

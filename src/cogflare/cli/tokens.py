@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from cogflare.cli.client import Client, with_client
-from cogflare.cli.output import as_json, note, print_json, print_table, time_of
+from cogflare.cli.output import age, as_json, note, print_json, print_table, time_of
 
 _DURATION: Final = re.compile(r"(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?(?:(\d{1,9})s)?")
 _SCALES_S: Final = (86_400, 3_600, 60, 1)
@@ -44,7 +44,7 @@ def tokens() -> None:
     help="What it is for: clients, workers, or operators.",
 )
 @click.option("--name", required=True, help="What you will know it by.")
-@click.option("--account", help="The account it belongs to, made if new (default: your own).")
+@click.option("--account", help="The account it belongs to, made if new: letters, digits, . _ - (default: your own).")
 @click.option("--expires-in", type=Duration(), metavar="DURATION", help="When it ends, such as 30d (default: never).")
 @as_json
 @with_client
@@ -70,8 +70,15 @@ def list_tokens(client: Client, as_json: bool) -> None:
             print_json(token)
         return
     columns = ("id", "kind", "name", "account", "hint", "created_at", "expires_at", "revoked_at")
-    rows = ([time_of(t.get(name)) if name.endswith("_at") else t.get(name) for name in columns] for t in found)
+    rows = ([_shown(name, t.get(name)) for name in columns] for t in found)
     print_table([name.removesuffix("_at") for name in columns], rows, "no tokens")
+
+
+def _shown(column: str, value: str | None) -> str | None:
+    """Return a cell: what is past as an age, which is short, and the end of a token as a date."""
+    if column == "expires_at":
+        return time_of(value)
+    return age(value) if column.endswith("_at") else value
 
 
 @tokens.command()

@@ -4,7 +4,7 @@ A worker that comes back goes on where it was: what it lists and what is still c
 what is committed of it, and the worker is told from where to repeat. What it was given and does not list is lost.
 """
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,10 +112,15 @@ def resumes_of(
     return resumes
 
 
-async def free_unlisted(ground: Ground, link: Holder, held: set[AttemptKey]) -> None:
-    """Take back what the worker was given and does not list: it never got it, or it died since."""
+async def free_unlisted(ground: Ground, link: Holder, held: set[AttemptKey], left: Mapping[AttemptKey, Live]) -> None:
+    """Take back what the worker was given and does not list: it never got it, or it died since.
+
+    `left` is what the attempts of the link before this one had shown.
+    """
     for key, renewals in (await fleet.live_of(ground.db, link.worker, link.epoch)).items():
         live = ground.predictions.lives.get(key[0])
         if key not in held and (live is None or live.key != key):
             reason = f"worker {link.worker} came back without it"
-            await ground.predictions.rescue(key, reason, slot_free=True, is_innocent=True, renewals=renewals)
+            await ground.predictions.rescue(
+                key, reason, live=left.get(key), slot_free=True, is_innocent=True, renewals=renewals
+            )

@@ -6,6 +6,7 @@ twice; what the unit brings back is assigned, or the reservation is returned. Hi
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -70,6 +71,8 @@ class Dispatcher:
         self._clock = clock
         self._spawn = spawn
         self._idle: dict[str, dict[Seat, None]] = {}
+        self._claiming: Counter[str] = Counter()
+        self._missed: set[str] = set()
         self._stopped = False
         db.listen(self._heard)
 
@@ -135,21 +138,36 @@ class Dispatcher:
     def settle(self, seat: Seat, rows: Sequence[list[Row]]) -> Claimed | None:
         """Return the reservation and assign what the claim got."""
         claimed = store.claimed(rows)
-        seat.reserved -= 1
         if claimed is not None:
             seat.link.assign(seat.offer, claimed)
-        self._sort(seat)
+        self._returned(seat, 1)
         return claimed
 
     def cancel(self, seat: Seat) -> None:
         """Return a reservation whose unit did not happen."""
-        seat.reserved -= 1
+        self._returned(seat, 1)
         self.changed(seat)
 
     def _promise(self, seat: Seat, slots: int) -> None:
         seat.reserved += slots
+        for queue in (seat.model_queue, seat.version_queue):
+            self._claiming[queue] += slots
         if seat.available() < 1:
             self._sort(seat)
+
+    def _returned(self, seat: Seat, slots: int) -> None:
+        """Note that claims for so many slots are over; what was missed while they were under way is looked for."""
+        seat.reserved -= slots
+        self._sort(seat)
+        for queue in (seat.model_queue, seat.version_queue):
+            if queue in self._missed and seat.available() > 0:
+                self._missed.discard(queue)
+                self._start(seat)
+            self._claiming[queue] -= slots
+            if not self._claiming[queue]:
+                # Nobody is left who could have overlooked anything; who gets free looks anyway.
+                del self._claiming[queue]
+                self._missed.discard(queue)
 
     # --- claims on their own -------------------------------------------------------------------------------------
 
@@ -161,6 +179,9 @@ class Dispatcher:
         """
         for queue in queues:
             idle = self._idle.get(queue, {})
+            if not idle and queue in self._claiming:
+                # Their claims may have looked before the entry was there.
+                self._missed.add(queue)
             for seat in list(islice(idle, seats)):
                 del idle[seat]
                 idle[seat] = None
@@ -174,7 +195,7 @@ class Dispatcher:
         return POLL_S
 
     def _heard(self, hint: Hint) -> None:
-        if hint.channel == CHANNEL_QUEUE and hint.payload in self._idle:
+        if hint.channel == CHANNEL_QUEUE:
             self.wake([hint.payload])
 
     def _start(self, seat: Seat) -> None:
@@ -211,5 +232,5 @@ class Dispatcher:
                 got += self.settle(seat, part) is not None
             return got
         finally:
-            seat.reserved -= slots - settled
-            self._sort(seat)
+            if settled < slots:
+                self._returned(seat, slots - settled)

@@ -39,6 +39,7 @@ def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Re
         live.prediction,
         live.attempt,
         live.holder.worker,
+        live.holder.epoch,
         finish.status,
         completed,
         started,
@@ -53,7 +54,9 @@ def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Re
         has_files=finish.files > 0,
     )
     shown = _shown(live, finish, size)
-    ended = Ended(live.version, finish.status, completed, started, shown, live.logs(), error, metrics, size is None)
+    # Of a rescued prediction only the store knows the first start.
+    is_whole = size is None and live.attempt == 1
+    ended = Ended(live.version, finish.status, completed, started, shown, live.logs(), error, metrics, is_whole)
     return Result(ending, chunks + log_chunks, ended)
 
 
@@ -65,6 +68,7 @@ class Stop(msgspec.Struct, frozen=True):
     error: str | None
     reason: str | None
     slot_free: bool
+    renewals: int | None = None
 
 
 def from_stop(row: PredictionRow, live: Live | None, stop: Stop, now: int) -> list[Statement]:
@@ -80,6 +84,7 @@ def from_stop(row: PredictionRow, live: Live | None, stop: Stop, now: int) -> li
         log_bytes=row.log_bytes if live is None else len(live.log),
         metrics=_stopped_metrics(row.created_at, started_at, now),
         started_at=started_at,
+        renewals=stop.renewals,
     )
     if row.attempt == 0:
         return statements

@@ -17,6 +17,7 @@ from cogflare.store.base import Database
 log = structlog.get_logger()
 
 _TOKENS_S = 10.0
+_GAP_S = 5.0  # between two looks: longer than that, this node itself stood still
 
 
 class Leases:
@@ -31,10 +32,14 @@ class Leases:
         self._seen: dict[AttemptKey, tuple[int, float]] = {}
         self._look_at = 0.0
         self._check_at = 0.0
+        self._looked_at = clock.monotonic()
 
     async def tick(self) -> float:
         """Look for silent links, ended graces and expired leases; returns the seconds until the next look."""
         now = self._clock.monotonic()
+        gap_s, self._looked_at = now - self._looked_at, now
+        if gap_s > _GAP_S:
+            self._stood_still(gap_s)
         self._silence(now)
         await self._departed(now)
         if now >= self._look_at:
@@ -44,6 +49,15 @@ class Leases:
             self._check_at = now + _TOKENS_S
             await self._links.check_tokens()
         return min(1.0, self._times.close_grace_s / 4, self._times.lease_s / 8)
+
+    def _stood_still(self, gap_s: float) -> None:
+        """Begin to watch anew: what was said meanwhile waits in the sockets."""
+        log.warning("this node stood still", seconds=round(gap_s, 1))
+        self._seen.clear()
+        for link in self._links.links.values():
+            link.heard_at += gap_s
+        for worker, (epoch, at) in self._links.departed.items():
+            self._links.departed[worker] = (epoch, at + gap_s)
 
     def _silence(self, now: float) -> None:
         for link in list(self._links.links.values()):

@@ -50,6 +50,7 @@ from cogflare.store import fleet
 from cogflare.store import predictions as store
 from cogflare.store.base import StoreError
 from cogflare.store.catalog import Caller
+from cogflare.store.fleet import HeldAttempt
 from cogflare.store.predictions import Claimed
 
 _INPUT_ROOM = MAX_FRAME - 10_000
@@ -161,25 +162,43 @@ class Link:
             self.reject(str(error), 4400)
             return
         held = [(item.prediction, item.attempt) for item in hello.held]
-        opened = await fleet.open_link(ground.db, self._row(hello, now), held)
+        opening = asyncio.ensure_future(fleet.open_link(ground.db, self._row(hello, now), held))
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The socket went first, but the unit stands.
+            ground.spawn(self._undo(hello.worker, opening))
+            raise
         if opened is None:
             self.reject("this worker id belongs to another account; remove the agent's state folder", 4403)
             return
         self.worker = hello.worker
         self.epoch, adopted = opened
+        previous = ground.links.get(self.worker)
         if not self._take_place():
             self.close(4409, "replaced by a newer link of the same worker")
             return
         await adopt(ground, self, adopted)
-        if not self._is_newest():
+        if not self._is_newest() or self._end.state is not LinkState.GREETING:
             return
+        left = [] if previous is None else previous._lives()
+        for live in left:
+            ground.predictions.drop(live)
         self._welcome(resumes_of(ground, self, held, adopted))
         for index, offer in enumerate(hello.offers):
             queues = queues_of(self.caller.account, offer.owner, offer.name, offer.version)
             self._seats.append(Seat(self, index, *queues, offer.version))
         log.info("worker connected", worker=self.worker, name=hello.name, epoch=self.epoch, resumed=len(adopted))
-        await free_unlisted(ground, self, set(held))
+        await free_unlisted(ground, self, set(held), {live.key: live for live in left})
         self._seats_changed()
+
+    async def _undo(self, worker: str, opening: asyncio.Future[tuple[int, list[HeldAttempt]] | None]) -> None:
+        opened = await opening
+        departed = self._ground.departed
+        if opened is not None and departed.get(worker, (0, 0.0))[0] < opened[0]:
+            clock = self._ground.clock
+            departed[worker] = (opened[0], clock.monotonic() + self._ground.times.close_grace_s)
+            await self._ground.db.write(fleet.close_link(worker, opened[0], "away", clock.wall()))
 
     def _welcome(self, resumes: list[Resume]) -> None:
         ground, times = self._ground, self._ground.times
@@ -290,7 +309,7 @@ class Link:
     async def _answer_late(self, key: AttemptKey, message: Finish) -> None:
         verdict = await self._ground.predictions.verdict(key, self.worker, message.status)
         if message.slot_free and verdict != "unknown":
-            await self._ground.db.write(fleet.free_slots(self.worker, [key], self._ground.clock.wall()))
+            await self._ground.db.write(fleet.free_slots(self.worker, self.epoch, [key], self._ground.clock.wall()))
         self.say(Answer(*key, verdict))
 
     def _slot_free(self, message: SlotFree) -> None:
@@ -299,7 +318,7 @@ class Link:
         self._seats_changed()
 
     async def _free(self, keys: Sequence[AttemptKey]) -> None:
-        await self._ground.db.write(fleet.free_slots(self.worker, keys, self._ground.clock.wall()))
+        await self._ground.db.write(fleet.free_slots(self.worker, self.epoch, keys, self._ground.clock.wall()))
 
     def _heartbeat(self, message: Heartbeat) -> None:
         # One at a time: what a flood of heartbeats asks is answered by the one under way.

@@ -18,7 +18,7 @@ from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
 from cogflare.engine.live import Live, view_live
 from cogflare.engine.views import PredictionView, load_parts, view, view_ended
-from cogflare.engine.waiters import Ended, Waiter, Waiters
+from cogflare.engine.waiters import Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
 from cogflare.store import catalog as catalog_store
 from cogflare.store import fleet
@@ -65,7 +65,6 @@ class Predictions:
         self._waiters = waiters
         self._max_strikes = max_strikes
         self._new: dict[str, PredictionView] = {}
-        self._ending: dict[str, Ended] = {}
         self.lives: dict[str, Live] = {}
         db.listen(self._heard)
 
@@ -114,14 +113,15 @@ class Predictions:
         if live is None:
             found = await self._read(account, prediction)
             live = self.lives.get(prediction)
-            if live is None or found.is_ended:
+            if live is None or found.is_ended or found.attempt > live.attempt:
                 return found
-            live.base = live.base or found
+            if found.attempt == live.attempt:
+                live.base = live.base or found
         if live.account != account:
             raise NotFound
         if live.base is None:
             found = await self._read(account, prediction)
-            if found.is_ended:
+            if found.is_ended or found.attempt != live.attempt:
                 return found
             live.base = found
             return await self.get(account, prediction)
@@ -180,18 +180,19 @@ class Predictions:
             end = len(statements)
             if seat is not None:
                 statements += self._dispatcher.claim(seat)
-            self._ending[live.prediction] = result.ended
             rows = await self._db.write(*statements, hints=[Hint(CHANNEL_ENDED, live.prediction)])
         except Conflict:
             self.drop(live)
             if finish.slot_free:
+                holder = live.holder
                 # Whoever was faster (a cancel) left the slot to the worker, and this was its word.
-                await self._db.write(fleet.free_slots(live.holder.worker, [live.key], self._clock.wall()))
+                await self._db.write(fleet.free_slots(holder.worker, holder.epoch, [live.key], self._clock.wall()))
             return await self.verdict(live.key, live.holder.worker, finish.status)
         finally:
-            self._ending.pop(live.prediction, None)
             if seat is not None and not rows:
                 self._dispatcher.cancel(seat)
+        # Only now: until the unit is durable, a cancel may win. The store's hint wakes them too, but after this.
+        self._waiters.wake(live.prediction, result.ended)
         self.drop(live)
         if seat is not None:
             self._dispatcher.settle(seat, rows[end:])
@@ -235,7 +236,9 @@ class Predictions:
             was_shown = bool(state.output_items or (live is not None and live.items))
             error = await self._final_loss(row, was_shown, started_at is not None, reason)
             if error is not None:
-                if await self._stop(row, Status.FAILED, error, Outcome.LOST, reason, live=live, slot_free=slot_free):
+                if await self._stop(
+                    row, Status.FAILED, error, Outcome.LOST, reason, live=live, slot_free=slot_free, renewals=renewals
+                ):
                     return
             else:
                 is_suspect = started_at is not None or not is_innocent
@@ -317,12 +320,13 @@ class Predictions:
         *,
         live: Live | None = None,
         slot_free: bool = False,
+        renewals: int | None = None,
     ) -> bool:
         """End a prediction by the server's decision, with what it has shown so far; False if it moved meanwhile."""
         live = live or self.lives.get(row.id)
         if live is not None and live.attempt != row.attempt:
             live = None
-        stop = endings.Stop(status, outcome, error, reason, slot_free)
+        stop = endings.Stop(status, outcome, error, reason, slot_free, renewals)
         statements = endings.from_stop(row, live, stop, self._clock.wall())
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
         try:
@@ -386,7 +390,7 @@ class Predictions:
 
     def _heard(self, hint: Hint) -> None:
         if hint.channel == CHANNEL_ENDED:
-            self._waiters.wake(hint.payload, self._ending.get(hint.payload))
+            self._waiters.wake(hint.payload)
             live = self.lives.get(hint.payload)
             if live is not None and not live.ending:
                 # It ended elsewhere, or by a cancel that this node has not heard of.

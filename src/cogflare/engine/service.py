@@ -93,9 +93,11 @@ class Checkpoints:
             dirty = [live for live in lives if live.started_at is not None and live.is_dirty() and not live.ending]
             if dirty:
                 points = [live.checkpoint() for live in dirty]
-                await self._db.write(*save(dirty))
+                rows = await self._db.write(*save(dirty))
+                taken = {(prediction, attempt) for prediction, attempt in rows[1]}
                 for live, point in zip(dirty, points, strict=True):
-                    live.committed(point)
+                    if live.key in taken:
+                        live.committed(point)
 
 
 class Engine:

@@ -57,10 +57,13 @@ class Waiters:
 
     def __init__(self) -> None:
         self._waiters: dict[str, list[Waiter]] = {}
+        self._is_stopping = False
 
     def join(self, prediction: str) -> Waiter:
         """Return a new place; give it up with `leave`."""
         waiter = Waiter()
+        if self._is_stopping:
+            waiter.wake(None)
         self._waiters.setdefault(prediction, []).append(waiter)
         return waiter
 
@@ -78,6 +81,7 @@ class Waiters:
 
     def wake_all(self) -> None:
         """Tell everybody to look for themselves: this node is about to stop."""
+        self._is_stopping = True
         for prediction in list(self._waiters):
             self.wake(prediction)
 

@@ -110,9 +110,9 @@ def close_link(worker: str, epoch: int, state: str, now: int) -> Statement:
     return Statement("close_link", {"id": worker, "epoch": epoch, "state": state, "now": now})
 
 
-def free_slots(worker: str, held: Sequence[AttemptKey], now: int) -> Statement:
-    """Return the statement that gives the slots of these attempts back."""
-    return Statement("free_slots", {"worker": worker, "held": _keys(held), "now": now})
+def free_slots(worker: str, epoch: int, held: Sequence[AttemptKey], now: int) -> Statement:
+    """Return the statement that gives the slots of these attempts back, save what goes on over a newer link."""
+    return Statement("free_slots", {"worker": worker, "epoch": epoch, "held": _keys(held), "now": now})
 
 
 def renew(worker: str, epoch: int, held: Sequence[AttemptKey]) -> Statement:

@@ -98,6 +98,7 @@ class Ending(msgspec.Struct, frozen=True):
     prediction: str
     attempt: int
     worker: str
+    epoch: int
     status: str
     completed_at: int
     started_at: int | None = None
@@ -288,6 +289,7 @@ def end(
     log_bytes: int = 0,
     metrics: str | None = None,
     started_at: int | None = None,
+    renewals: int | None = None,
 ) -> list[Statement]:
     """Return the statements that end a prediction by the server's own decision; `Conflict` says it moved meanwhile."""
     return [
@@ -303,6 +305,7 @@ def end(
                 "log_bytes": log_bytes,
                 "metrics": metrics,
                 "started_at": started_at,
+                "renewals": renewals,
             },
             needs="row",
         ),

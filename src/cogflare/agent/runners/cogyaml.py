@@ -61,7 +61,9 @@ def read_config(folder: Path, slots: int | None) -> CogConfig:
             requirements_file=requirements_file,
             unmet=tuple(f"{key}: {build[key]}" for key in ("system_packages", "run") if build.get(key)),
         )
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+    except yaml.YAMLError as error:
+        raise SetupFailed(f"{folder / 'cog.yaml'} is not YAML: {' '.join(str(error).split())}") from error
+    except (OSError, AttributeError) as error:
         raise SetupFailed(f"the model's folder cannot be read: {error}") from error
 
 

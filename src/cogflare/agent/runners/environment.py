@@ -124,7 +124,8 @@ async def _call(command: list[str], folder: Path, log: LogSink) -> None:
         async for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()
             tail.append(line)
-            log(line + "\n")
+            if not line.startswith("Activate with"):  # nobody has to
+                log(line + "\n")
         status = await process.wait()
     except BaseException:
         process.kill()

@@ -54,8 +54,9 @@ WHERE holder = :worker AND slot_freed_at IS NULL AND ended_at IS NOT NULL
     AND (prediction, attempt) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each(:held));
 
 -- name: free_slots
+-- What goes on over a newer link keeps its slot, whatever an older one still says.
 UPDATE attempts SET slot_freed_at = :now
-WHERE holder = :worker AND slot_freed_at IS NULL
+WHERE holder = :worker AND slot_freed_at IS NULL AND (ended_at IS NOT NULL OR link_epoch = :epoch)
     AND (prediction, attempt) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:held));
 
 -- name: live_of

@@ -58,21 +58,26 @@ WHERE (queue, flow) = (
     SELECT queue, flow FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
 
 -- name: finish_prediction
--- Counts for the current attempt even when a rescuer has queued the prediction again and nobody has claimed it yet.
+-- Counts for the current attempt even when a rescuer has queued the prediction again and nobody has claimed it yet;
+-- not over an older link, which does not know what the newer one has committed.
 UPDATE predictions SET
     phase = 'ended', status = :status, completed_at = :completed_at,
     started_at = coalesce(started_at, :started_at), output = :output, output_items = :output_items,
     output_bytes = :output_bytes, logs = :logs, log_bytes = :log_bytes, error = :error, metrics = :metrics
 WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
-    AND EXISTS (SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND holder = :worker)
+    AND EXISTS (SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND holder = :worker
+            AND link_epoch = :epoch)
 RETURNING id;
 
 -- name: end_prediction
 -- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
+-- With `renewals`, only if the lease has not moved since the caller saw it.
 UPDATE predictions SET
     phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
     log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at)
 WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+    AND (:renewals IS NULL OR EXISTS (
+        SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND renewals = :renewals))
 RETURNING id;
 
 -- name: drop_entries
@@ -135,7 +140,8 @@ FROM (
 ) AS c
 -- The plus keeps the planner from walking through all open attempts.
 WHERE attempts.prediction = c.prediction AND attempts.attempt = c.attempt AND +attempts.ended_at IS NULL
-    AND attempts.link_epoch = c.epoch;
+    AND attempts.link_epoch = c.epoch
+RETURNING attempts.prediction, attempts.attempt;
 
 -- name: checkpoint_predictions
 UPDATE predictions SET
