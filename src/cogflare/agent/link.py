@@ -46,6 +46,15 @@ class Timing:
     close_s: float = 2.0
 
 
+_DENIALS = {401: "does not know this worker token", 403: "does not let this token run workers"}
+
+
+def refusal_text(server: ServerAddress, status: int) -> str:
+    """Say what a 401 or 403 means and what to do about it."""
+    advice = "make one with `cogflare tokens create --kind worker --name my-gpu`, pass it as COGFLARE_WORKER_TOKEN"
+    return f"{server.base} {_DENIALS[status]} (HTTP {status}): {advice}"
+
+
 class Refused(Exception):
     """The server will not have this worker; the message says what to do."""
 
@@ -187,12 +196,9 @@ class Link:
         if status not in (401, 403):
             hint = "; is this the address of a Cogflare server?" if status in (200, 404, 405) else ""
             return _LinkEnded(f"{self._server.base} answered {status}{hint}")
-        what = "does not know this worker token" if status == 401 else "does not let this token run workers"
-        reason = f"{self._server.base} {what}"
         if self._was_open:
-            return _LinkEnded(f"{reason} any more", denied=True)
-        advice = "make one with `cogflare tokens create --kind worker --name my-gpu`, pass it as COGFLARE_WORKER_TOKEN"
-        return Refused(f"{reason} (HTTP {status}): {advice}")
+            return _LinkEnded(f"{self._server.base} {_DENIALS[status]} any more", denied=True)
+        return Refused(refusal_text(self._server, status))
 
     async def _greet(self, socket: ClientConnection, handle: Handle) -> Welcome:
         """Say hello and wait for the welcome."""

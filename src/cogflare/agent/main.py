@@ -14,13 +14,13 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.agent.address import ServerAddress
-from cogflare.agent.agent import STOPPED, Agent
+from cogflare.agent.agent import REFUSED, STOPPED, Agent
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
 from cogflare.agent.identity import claim_state, default_state
 from cogflare.agent.inputs import InputFiles
 from cogflare.agent.journal import Journal
-from cogflare.agent.link import Link
+from cogflare.agent.link import Link, refusal_text
 from cogflare.agent.runners import base
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
@@ -70,6 +70,11 @@ async def run_worker(options: WorkerOptions) -> int:
         inputs = InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs)
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
+        # Better now than after the minutes that some models take to load.
+        status = await transfer.token_status()
+        if status in (401, 403):
+            console.say("refused", refusal_text(options.server, status))
+            return REFUSED
         console.say("setup", f"setting up {model}" + (f": waiting for {options.url}" if options.url else ""))
         offer = await _set_up(runner, console, signals)
         if isinstance(offer, int):

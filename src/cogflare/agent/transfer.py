@@ -109,6 +109,14 @@ class Transfer:
         if self._http is not None:
             await self._http.aclose()
 
+    async def token_status(self) -> int | None:
+        """Ask the server what it thinks of the token: 401, 403, or anything else; None where it does not answer now."""
+        try:
+            answer = await self._request("GET", self._server.link.replace("ws", "http", 1), None, {})
+        except httpx2.HTTPError:
+            return None
+        return answer.status_code
+
     async def put(
         self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes], size: int | None
     ) -> str:
@@ -190,7 +198,7 @@ def _passes(status: int) -> bool:
 
 
 def _verdict(response: httpx2.Response) -> TransferError:
-    if response.status_code in (404, 409) and "/worker/v1/attempts/" in response.request.url.path:
+    if response.status_code in (404, 409) and "/worker/v1/" in response.request.url.path:
         return Superseded("the attempt is no longer wanted")
     where = response.request.url.copy_with(query=None)  # a query may be a signature
     return TransferError(f"{response.request.method} {where} was answered {response.status_code}: {_detail(response)}")
