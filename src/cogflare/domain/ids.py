@@ -8,7 +8,7 @@ ID_LENGTH = 26
 KEY_LENGTH = 40
 SHARED = "shared"  # the account whose models and workers every account may use
 
-LOWEST_ID = "0"
+_LAST_MS = (1 << 48) - 1
 HIGHEST_ID = "~"
 
 
@@ -41,6 +41,11 @@ _random = _Randomness()
 def new_id(now: int) -> str:
     """Return a ULID for the time `now` (microseconds since 1970): 26 characters that sort by time."""
     return _base32((now // 1000) << 80 | _random.bits(10), ID_LENGTH)
+
+
+def lowest_id(time: int) -> str:
+    """Return what sorts before every id of this time (microseconds since 1970) and of later ones."""
+    return _base32(min(max(time, 0) // 1000, _LAST_MS) << 80, ID_LENGTH)
 
 
 def new_key() -> str:

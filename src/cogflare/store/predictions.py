@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec import Raw
 
+from cogflare.domain.ids import HIGHEST_ID, lowest_id
 from cogflare.domain.phases import Phase, Status
 from cogflare.store.base import Database, Row, Statement, Value
 
@@ -361,10 +362,13 @@ async def list_page(db: Database, query: Query) -> list[PredictionRow]:
         "created_from": query.created_from,
         "created_to": query.created_to,
     }
+    # An id begins with the time of its creation, so bounds in time are bounds of the index too.
+    after = max(query.after or "", lowest_id(query.created_from))
     if query.before is None and query.after is not None:
-        rows = await db.read("list_predictions_upwards", **bounds, **filters, after=query.after, limit=query.limit)
+        rows = await db.read("list_predictions_upwards", **bounds, **filters, after=after, limit=query.limit)
         return [_row(row) for row in reversed(rows)]
-    page: dict[str, Value] = {**bounds, "before": query.before or "~", "after": query.after or "", "limit": query.limit}
+    before = min(query.before or HIGHEST_ID, lowest_id(query.created_to + 1000))
+    page: dict[str, Value] = {**bounds, "before": before, "after": after, "limit": query.limit}
     if query.model is not None:
         rows = await db.read("list_predictions_by_model", **page, **filters)
     elif query.status is not None:
