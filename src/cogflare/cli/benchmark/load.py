@@ -4,6 +4,7 @@ It costs a fraction of what a full client costs, because on a small machine it s
 """
 
 import asyncio
+import re
 import time
 from typing import cast
 from urllib.parse import urlsplit
@@ -12,13 +13,23 @@ import msgspec
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What a load run measured: answers per second, and latencies in milliseconds."""
+    """What a load run measured: answers per second, and latencies in milliseconds.
+
+    `arrival` is the way from the client to the worker, where the worker's answer tells it.
+    """
 
     count: int
     per_s: float
     p50_ms: float
     p99_ms: float
     errors: int
+    arrival_p50_ms: float = 0.0
+    arrival_p99_ms: float = 0.0
+
+
+STAMP = b"0" * 16
+"""In a request's body: replaced by the time of its sending, in microseconds since 1970."""
+_ARRIVAL = re.compile(rb'"output":([0-9]+)')
 
 
 class _Connection(asyncio.Protocol):
@@ -32,6 +43,7 @@ class _Connection(asyncio.Protocol):
         self._sent_at = 0.0
         self._pause_s = 0.0
         self.latencies: list[float] = []
+        self.arrivals: list[float] = []
         self.errors = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -46,7 +58,8 @@ class _Connection(asyncio.Protocol):
     def _send(self) -> None:
         assert self._transport is not None
         self._sent_at = time.perf_counter()
-        self._transport.write(self._request)
+        stamped = self._request.replace(STAMP, b"%016d" % (time.time_ns() // 1000), 1)
+        self._transport.write(stamped)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -60,6 +73,8 @@ class _Connection(asyncio.Protocol):
             return
         now = time.perf_counter()
         self.latencies.append(now - self._sent_at)
+        if found := _ARRIVAL.search(self._buffer, head):
+            self.arrivals.append(int(found[1]) / 1_000_000)
         if not self._buffer.startswith(b"HTTP/1.1 2"):
             self.errors += 1
         self._buffer.clear()
@@ -112,8 +127,16 @@ async def press(url: str, payload: bytes, connections: int, seconds: float, paus
     await asyncio.gather(*(connection.done for connection in opened))
     elapsed = time.perf_counter() - begun
     latencies = sorted(latency for connection in opened for latency in connection.latencies)
-    errors = sum(connection.errors for connection in opened)
-    return Figures(len(latencies), len(latencies) / elapsed, _at(latencies, 0.5), _at(latencies, 0.99), errors)
+    arrivals = sorted(arrival for connection in opened for arrival in connection.arrivals)
+    return Figures(
+        len(latencies),
+        len(latencies) / elapsed,
+        _at(latencies, 0.5),
+        _at(latencies, 0.99),
+        sum(connection.errors for connection in opened),
+        _at(arrivals, 0.5),
+        _at(arrivals, 0.99),
+    )
 
 
 def _at(ordered: list[float], quantile: float) -> float:

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from cogflare.cli.benchmark.load import Figures, press, request
+from cogflare.cli.benchmark.load import STAMP, Figures, press, request
 from cogflare.cli.benchmark.noop import NAME, OWNER
 from cogflare.cli.benchmark.stage import Stage
 
 PATH = f"/v1/models/{OWNER}/{NAME}/predictions"
-BODY = b'{"input":{"prompt":"an astronaut riding a horse","steps":25,"seed":7}}'
+BODY = b'{"input":{"prompt":"an astronaut riding a horse","steps":25,"sent_at":%b}}' % STAMP
 _WARM_S = 1.0
 _IDLE_PAUSE_S = 0.02
 _CONNECTIONS = 64
@@ -39,7 +39,7 @@ def run(seconds: float, database_url: Callable[[], str | None], say: Say) -> Ite
     yield _creates(seconds, database_url(), say)
     for slots in (1, 16, 64):
         yield _full(seconds, slots, database_url(), say)
-    yield _idle(seconds, database_url(), say)
+    yield from _idle(seconds, database_url(), say)
 
 
 def _creates(seconds: float, database_url: str | None, say: Say) -> Measured:
@@ -59,12 +59,19 @@ def _full(seconds: float, slots: int, database_url: str | None, say: Say) -> Mea
     return _row(f"full no-op prediction, {slots} slots and clients", figures)
 
 
-def _idle(seconds: float, database_url: str | None, say: Say) -> Measured:
+def _idle(seconds: float, database_url: str | None, say: Say) -> Iterator[Measured]:
     say("one client, idle worker")
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder), database_url) as stage:
         stage.worker(1)
         figures = _press(stage, 1, seconds, "wait", _IDLE_PAUSE_S)
-    return _row("full no-op prediction, idle server and worker", figures)
+    yield Measured(
+        "request to an idle worker's model",
+        figures.per_s,
+        figures.arrival_p50_ms,
+        figures.arrival_p99_ms,
+        figures.errors,
+    )
+    yield _row("full no-op prediction, idle server and worker", figures)
 
 
 def _press(stage: Stage, clients: int, seconds: float, prefer: str | None, pause_s: float = 0.0) -> Figures:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from cogflare.agent.address import ServerAddress
@@ -27,8 +28,15 @@ from cogflare.domain.ids import new_id
 OWNER, NAME = "bench", "noop"
 
 
+class _Input(msgspec.Struct):
+    sent_at: int = 0
+
+
+_decoder = msgspec.json.Decoder(_Input)
+
+
 class NoopRunner:
-    """A model that answers "done" at once."""
+    """A model that answers at once: "done", or how many microseconds ago the input's `sent_at` was."""
 
     def __init__(self, slots: int, clock: SystemClock) -> None:
         self._slots = slots
@@ -40,8 +48,10 @@ class NoopRunner:
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Start and finish."""
-        yield Started(self._clock.wall())
-        yield Finished(status="succeeded", output="done", predict_time_s=0.0)
+        now = self._clock.wall()
+        sent_at = _decoder.decode(msgspec.json.encode(job.input)).sent_at
+        yield Started(now)
+        yield Finished(status="succeeded", output=now - sent_at if sent_at else "done", predict_time_s=0.0)
 
     async def cancel(self, prediction_id: str) -> None:
         """There is never anything to cancel."""
