@@ -123,7 +123,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert rows.keys() == fields.keys()
     for name, value in fields.items():
         if isinstance(value, int | float) or (value and isinstance(value, str)):
-            shown = f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+            shown = f"`{value:.15g}`" if isinstance(value, float) else f"`{value}`"
             assert shown in rows[name], name
 
 

@@ -113,10 +113,13 @@ CREATE TABLE public.flows (
 
 CREATE TABLE public.idempotency (
     account text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL COLLATE pg_catalog."C",
     key text NOT NULL COLLATE pg_catalog."C",
-    fingerprint text NOT NULL,
+    fingerprint text NOT NULL COLLATE pg_catalog."C",
     prediction text NOT NULL COLLATE pg_catalog."C",
-    created_at bigint NOT NULL
+    attached bigint DEFAULT 0 NOT NULL,
+    created_at bigint NOT NULL,
+    CONSTRAINT idempotency_kind_check CHECK ((kind = ANY (ARRAY['key'::text, 'retry'::text])))
 );
 
 CREATE TABLE public.inputs (
@@ -133,7 +136,10 @@ CREATE TABLE public.models (
     latest_version text COLLATE pg_catalog."C",
     rerun bigint DEFAULT 0 NOT NULL,
     run_count bigint DEFAULT 0 NOT NULL,
-    created_at bigint NOT NULL
+    created_at bigint NOT NULL,
+    run_limit_s double precision,
+    start_limit_s double precision,
+    max_queued bigint
 );
 
 CREATE TABLE public.predictions (
@@ -166,6 +172,11 @@ CREATE TABLE public.predictions (
     webhook_events text,
     stream_key text NOT NULL,
     data_removed bigint DEFAULT 0 NOT NULL,
+    client_id text COLLATE pg_catalog."C",
+    run_limit_s double precision,
+    start_by bigint,
+    struck_out bigint DEFAULT 0 NOT NULL,
+    requeued_as text COLLATE pg_catalog."C",
     CONSTRAINT predictions_phase_check CHECK ((phase = ANY (ARRAY['queued'::text, 'parked'::text, 'assigned'::text, 'running'::text, 'ended'::text])))
 );
 
@@ -222,6 +233,10 @@ CREATE TABLE public.workers (
     agent text NOT NULL,
     connected_at bigint NOT NULL,
     changed_at bigint NOT NULL,
+    losses bigint DEFAULT 0 NOT NULL,
+    quarantines bigint DEFAULT 0 NOT NULL,
+    quarantine text,
+    quarantined_at bigint,
     CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['online'::text, 'away'::text, 'offline'::text])))
 );
 
@@ -247,7 +262,7 @@ ALTER TABLE ONLY public.flows
     ADD CONSTRAINT flows_pkey PRIMARY KEY (queue, flow);
 
 ALTER TABLE ONLY public.idempotency
-    ADD CONSTRAINT idempotency_pkey PRIMARY KEY (account, key);
+    ADD CONSTRAINT idempotency_pkey PRIMARY KEY (account, kind, key);
 
 ALTER TABLE ONLY public.inputs
     ADD CONSTRAINT inputs_pkey PRIMARY KEY (prediction, part);
@@ -286,6 +301,8 @@ CREATE INDEX files_by_account ON public.files USING btree (account, id) WHERE (p
 
 CREATE INDEX files_by_attempt ON public.files USING btree (prediction, attempt) WHERE (prediction IS NOT NULL);
 
+CREATE INDEX files_expired ON public.files USING btree (id) WHERE (state = 'expired'::text);
+
 CREATE INDEX files_pending ON public.files USING btree (created_at) WHERE (state = 'pending'::text);
 
 CREATE INDEX flows_by_time ON public.flows USING btree (queue, virtual_time);
@@ -294,11 +311,23 @@ CREATE INDEX flows_waiting ON public.flows USING btree (queue, virtual_time) WHE
 
 CREATE INDEX idempotency_by_age ON public.idempotency USING btree (created_at);
 
+CREATE INDEX idempotency_by_fingerprint ON public.idempotency USING btree (account, fingerprint, created_at) WHERE (kind = 'retry'::text);
+
 CREATE INDEX predictions_by_account ON public.predictions USING btree (account, id);
+
+CREATE UNIQUE INDEX predictions_by_client_id ON public.predictions USING btree (account, client_id) WHERE (client_id IS NOT NULL);
+
+CREATE INDEX predictions_by_deadline ON public.predictions USING btree (deadline) WHERE ((deadline IS NOT NULL) AND (phase <> 'ended'::text));
 
 CREATE INDEX predictions_by_model ON public.predictions USING btree (account, model, id);
 
+CREATE INDEX predictions_by_start ON public.predictions USING btree (start_by) WHERE ((start_by IS NOT NULL) AND (started_at IS NULL) AND (phase <> 'ended'::text));
+
 CREATE INDEX predictions_by_status ON public.predictions USING btree (account, status, id);
+
+CREATE INDEX predictions_struck_out ON public.predictions USING btree (account, id) WHERE (struck_out = 1);
+
+CREATE INDEX predictions_with_data ON public.predictions USING btree (completed_at) WHERE ((phase = 'ended'::text) AND (data_removed = 0));
 
 CREATE INDEX queue_entries_parked ON public.queue_entries USING btree (not_before) WHERE (not_before IS NOT NULL);
 

@@ -83,6 +83,8 @@ CREATE INDEX files_by_account ON files (account, id) WHERE purpose = 'input';
 
 CREATE INDEX files_pending ON files (created_at) WHERE state = 'pending';
 
+CREATE INDEX files_expired ON files (id) WHERE state = 'expired';
+
 CREATE TABLE flows (
     queue TEXT NOT NULL,
     flow TEXT NOT NULL,
@@ -97,12 +99,16 @@ CREATE INDEX flows_by_time ON flows (queue, virtual_time);
 
 CREATE TABLE idempotency (
     account TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('key', 'retry')),
     key TEXT NOT NULL,
     fingerprint TEXT NOT NULL,
     prediction TEXT NOT NULL,
+    attached INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
-    PRIMARY KEY (account, key)
+    PRIMARY KEY (account, kind, key)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_by_fingerprint ON idempotency (account, fingerprint, created_at) WHERE kind = 'retry';
 
 CREATE INDEX idempotency_by_age ON idempotency (created_at);
 
@@ -121,7 +127,7 @@ CREATE TABLE models (
     latest_version TEXT,
     rerun INTEGER NOT NULL DEFAULT 0,
     run_count INTEGER NOT NULL DEFAULT 0,
-    created_at INTEGER NOT NULL,
+    created_at INTEGER NOT NULL, run_limit_s REAL, start_limit_s REAL, max_queued INTEGER,
     PRIMARY KEY (account, owner, name)
 ) STRICT, WITHOUT ROWID;
 
@@ -155,13 +161,24 @@ CREATE TABLE predictions (
     webhook_events TEXT,
     stream_key TEXT NOT NULL,
     data_removed INTEGER NOT NULL DEFAULT 0
-) STRICT;
+, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT) STRICT;
 
 CREATE INDEX predictions_by_account ON predictions (account, id);
 
 CREATE INDEX predictions_by_status ON predictions (account, status, id);
 
 CREATE INDEX predictions_by_model ON predictions (account, model, id);
+
+CREATE UNIQUE INDEX predictions_by_client_id ON predictions (account, client_id) WHERE client_id IS NOT NULL;
+
+CREATE INDEX predictions_by_deadline ON predictions (deadline) WHERE deadline IS NOT NULL AND phase <> 'ended';
+
+CREATE INDEX predictions_by_start ON predictions (start_by)
+WHERE start_by IS NOT NULL AND started_at IS NULL AND phase <> 'ended';
+
+CREATE INDEX predictions_struck_out ON predictions (account, id) WHERE struck_out = 1;
+
+CREATE INDEX predictions_with_data ON predictions (completed_at) WHERE phase = 'ended' AND data_removed = 0;
 
 CREATE TABLE queue_entries (
     prediction TEXT NOT NULL,
@@ -223,7 +240,7 @@ CREATE TABLE workers (
     agent TEXT NOT NULL,
     connected_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER) STRICT, WITHOUT ROWID;
 
 CREATE INDEX workers_by_account ON workers (account, id);
 

@@ -11,6 +11,7 @@ from cogflare.api.gateway import Gateway
 from cogflare.api.origin import TrustedProxies, check_public_url
 from cogflare.api.routing import Application, table
 from cogflare.blobs.local import LocalBlobStore
+from cogflare.domain.clock import Clock
 from cogflare.engine.accounts import Accounts
 from cogflare.engine.adoption import Ground, LinkTimes
 from cogflare.engine.catalog import Catalog
@@ -18,8 +19,10 @@ from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.files import Files
 from cogflare.engine.leases import Leases
 from cogflare.engine.links import Fleet
+from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.service import Checkpoints, Engine, Tasks
+from cogflare.engine.stops import Stops
 from cogflare.engine.waiters import Waiters
 from cogflare.settings import Settings, SettingsError
 from cogflare.store.base import Database
@@ -46,7 +49,7 @@ class Runtime:
     db: Database
     engine: Engine
     accounts: Accounts
-    clock: SystemClock
+    clock: Clock
     app: Application
 
     async def start(self) -> None:
@@ -60,7 +63,7 @@ class Runtime:
         await self.db.aclose()
 
 
-def build(settings: Settings) -> Runtime:
+def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     """Put a node together; nothing is connected yet. Raises `SettingsError` for what cannot be used."""
     data = Path(settings.data)
     try:
@@ -73,17 +76,21 @@ def build(settings: Settings) -> Runtime:
         trusted = TrustedProxies(settings.trusted_proxies)
     except ValueError as error:
         raise SettingsError(f"the setting trusted_proxies: {error}") from error
-    clock, tasks, waiters = SystemClock(), Tasks(), Waiters()
+    clock, tasks, waiters = clock or SystemClock(), Tasks(), Waiters()
     times = LinkTimes(settings.heartbeat_s, settings.silence_s, settings.close_grace_s, settings.lease_s)
     accounts = Accounts(db, clock)
     models = Catalog(db, clock)
     dispatcher = Dispatcher(db, clock, tasks.spawn)
-    jobs = Predictions(db, clock, models, dispatcher, waiters, settings.max_strikes)
+    stops = Stops(db, clock)
+    losses = Losses(db, clock, stops, settings.max_strikes)
+    jobs = Predictions(db, clock, models, dispatcher, waiters, stops, losses)
     node = settings.node_name()
     checkpoints = Checkpoints(db, jobs, tasks.spawn)
-    ground = Ground(db, clock, models, dispatcher, jobs, times, node, __version__, tasks.spawn, checkpoints.started)
+    ground = Ground(
+        db, clock, models, dispatcher, jobs, losses, times, node, __version__, tasks.spawn, checkpoints.started
+    )
     fleet = Fleet(ground, accounts)
-    leases = Leases(db, clock, fleet, jobs, times)
+    leases = Leases(db, clock, fleet, losses, times)
     store = Files(db, LocalBlobStore(data / "files"), clock, settings.max_file_bytes)
     ticks = {"dispatcher": dispatcher.tick, "leases": leases.tick, "checkpoints": checkpoints.tick}
     engine = Engine(db, node, fleet, jobs, waiters, tasks, ticks)

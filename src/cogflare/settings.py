@@ -15,8 +15,9 @@ import msgspec
 _PREFIX = "COGFLARE_"
 _LISTS = frozenset({"trusted_proxies"})
 _POSITIVE = (
-    *("max_body", "max_file_bytes", "max_result_bytes", "max_strikes"),
-    *("lease_s", "close_grace_s", "heartbeat_s", "silence_s", "stop_s"),
+    *("max_body", "max_file_bytes", "max_result_bytes", "max_strikes", "max_log_bytes", "max_output_bytes"),
+    *("lease_s", "close_grace_s", "heartbeat_s", "silence_s", "stop_s", "retry_first_s", "retry_cap_s"),
+    *("quarantine_after", "quarantine_s", "max_queued", "max_queued_model"),
 )
 
 
@@ -54,6 +55,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     silence_s: float = 15.0
     max_strikes: int = 3
     """Started attempts that may be lost to infrastructure before a prediction fails."""
+    retry_first_s: float = 1.0
+    """Pause before the next attempt after the first loss; it doubles with each further one, up to `retry_cap_s`."""
+    retry_cap_s: float = 60.0
+    run_limit_s: float = 1800.0
+    """How long a model may run a prediction, unless the model has a limit of its own; 0: for ever."""
+    start_limit_s: float = 0.0
+    """How long a prediction may wait for its start, unless the model has a limit of its own; 0: for ever."""
+    quarantine_after: int = 5
+    """Runs lost in a row after which a worker gets nothing more until it has proved healthy."""
+    quarantine_s: float = 10.0
+    """How long the first quarantine lasts at least; it doubles with each further one in a row, up to 10 minutes."""
+    max_queued: int = 100_000
+    """Waiting predictions of one account; more are refused."""
+    max_queued_model: int = 1_000_000
+    """Waiting predictions of one model, unless the model has a limit of its own."""
+    max_log_bytes: int = 1024 * 1024
+    """Log of one attempt; the rest is cut off, and says so."""
+    max_output_bytes: int = 16 * 1024 * 1024
+    """Items of one iterator's output, together; the rest is cut off, and says so."""
+    retention: str = ""
+    """`replicate`: data goes after an hour, as on Replicate; empty: what the next two say."""
+    retain_data_s: float = 30 * 86_400.0
+    """How long inputs, outputs, logs and files are kept after the end of their prediction; 0: for ever."""
+    retain_records_s: float = 365 * 86_400.0
+    """How long the record of a prediction is kept, without its data; 0: for ever."""
     stop_s: float = 10.0
     """Limit of a graceful stop."""
     log_format: str = "text"

@@ -15,8 +15,10 @@ from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.leases import Leases
 from cogflare.engine.link import Link
 from cogflare.engine.links import Fleet
+from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Order, Predictions
 from cogflare.engine.service import Checkpoints, Tasks
+from cogflare.engine.stops import Stops
 from cogflare.engine.views import PredictionView
 from cogflare.engine.waiters import Waiters
 from cogflare.protocol.agent_end import AgentEnd
@@ -50,7 +52,9 @@ class Rig:
         self.accounts = Accounts(db, self.clock)
         self.catalog = Catalog(db, self.clock)
         self.dispatcher = Dispatcher(db, self.clock, self.tasks.spawn)
-        self.predictions = Predictions(db, self.clock, self.catalog, self.dispatcher, Waiters(), max_strikes=3)
+        stops = Stops(db, self.clock)
+        self.losses = Losses(db, self.clock, stops, max_strikes=3)
+        self.predictions = Predictions(db, self.clock, self.catalog, self.dispatcher, Waiters(), stops, self.losses)
         self.checkpoints = Checkpoints(db, self.predictions, self.tasks.spawn)
         self.ground = Ground(
             db,
@@ -58,6 +62,7 @@ class Rig:
             self.catalog,
             self.dispatcher,
             self.predictions,
+            self.losses,
             times,
             node,
             "test",
@@ -65,7 +70,7 @@ class Rig:
             self.checkpoints.started,
         )
         self.fleet = Fleet(self.ground, self.accounts)
-        self.leases = Leases(db, self.clock, self.fleet, self.predictions, times)
+        self.leases = Leases(db, self.clock, self.fleet, self.losses, times)
 
     async def caller(self, name: str, kind: str = "api") -> Caller:
         """Return the caller of a new token of an account (made if new)."""

@@ -130,7 +130,7 @@ async def test_only_the_holder_of_the_attempt_sends(scene: Scene) -> None:
 async def test_nothing_more_of_an_attempt_that_was_lost(scene: Scene) -> None:
     _, sender, key = await scene.begin()
     ticket = await scene.files.announce(sender, key, "f", "text/plain")
-    await scene.rig.predictions.rescue(key, "it was lost", slot_free=True)
+    await scene.rig.losses.rescue(key, "it was lost", slot_free=True)
     with pytest.raises(Superseded):
         await scene.files.announce(sender, key, "g", "text/plain")
     with pytest.raises(Superseded):

@@ -298,7 +298,7 @@ async def test_what_ended_elsewhere_is_not_shown_as_running_here(store: Database
     await first.start(await first.next())
     await here.checkpoints.tick()
     second = await there.worker()
-    await there.predictions.rescue((created.id, 1), "the link is stuck", slot_free=True)
+    await there.losses.rescue((created.id, 1), "the link is stuck", slot_free=True)
     work = await second.next()
     assert work.attempt == 2
     assert await second.finish(await second.start(work)) == "committed"

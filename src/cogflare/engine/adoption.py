@@ -15,6 +15,7 @@ from cogflare.domain.phases import Phase
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.live import Holder, Live
+from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Predictions
 from cogflare.protocol.messages import AttemptKey, Resume
 from cogflare.store import fleet
@@ -60,6 +61,7 @@ class Ground:
     catalog: Catalog
     dispatcher: Dispatcher
     predictions: Predictions
+    losses: Losses
     times: LinkTimes
     node: str
     server: str
@@ -121,6 +123,6 @@ async def free_unlisted(ground: Ground, link: Holder, held: set[AttemptKey], lef
         live = ground.predictions.lives.get(key[0])
         if key not in held and (live is None or live.key != key):
             reason = f"worker {link.worker} came back without it"
-            await ground.predictions.rescue(
+            await ground.losses.rescue(
                 key, reason, live=left.get(key), slot_free=True, is_innocent=True, renewals=renewals
             )

@@ -65,9 +65,9 @@ class Stop(msgspec.Struct, frozen=True):
 
     status: Status
     outcome: Outcome
-    error: str | None
-    reason: str | None
-    slot_free: bool
+    error: str | None = None
+    reason: str | None = None
+    slot_free: bool = False
     renewals: int | None = None
 
 

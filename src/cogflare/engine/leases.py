@@ -9,7 +9,7 @@ import structlog
 from cogflare.domain.clock import Clock
 from cogflare.engine.adoption import LinkTimes
 from cogflare.engine.links import Fleet
-from cogflare.engine.predictions import Predictions
+from cogflare.engine.losses import Losses
 from cogflare.protocol.messages import AttemptKey
 from cogflare.store import fleet
 from cogflare.store.base import Database
@@ -23,11 +23,11 @@ _GAP_S = 5.0  # between two looks: longer than that, this node itself stood stil
 class Leases:
     """Watches the leases of all workers, and the links of this node."""
 
-    def __init__(self, db: Database, clock: Clock, links: Fleet, predictions: Predictions, times: LinkTimes) -> None:
+    def __init__(self, db: Database, clock: Clock, links: Fleet, losses: Losses, times: LinkTimes) -> None:
         self._db = db
         self._clock = clock
         self._links = links
-        self._predictions = predictions
+        self._losses = losses
         self._times = times
         self._seen: dict[AttemptKey, tuple[int, float]] = {}
         self._look_at = 0.0
@@ -92,4 +92,4 @@ class Leases:
 
     async def _rescue(self, key: AttemptKey, reason: str, renewals: int) -> None:
         log.warning("attempt lost", prediction=key[0], attempt=key[1], reason=reason)
-        await self._predictions.rescue(key, reason, slot_free=True, renewals=renewals)
+        await self._losses.rescue(key, reason, slot_free=True, renewals=renewals)

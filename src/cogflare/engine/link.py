@@ -353,7 +353,7 @@ class Link:
 
     async def _give_up(self, live: Live, reason: str) -> None:
         try:
-            await self._ground.predictions.rescue(live.key, reason, live=live, slot_free=True)
+            await self._ground.losses.rescue(live.key, reason, live=live, slot_free=True)
         finally:
             self._ground.predictions.drop(live)
 
@@ -377,7 +377,7 @@ class Link:
         key = (claimed.prediction, claimed.attempt)
         if self._end.state is not LinkState.OPEN or self._end.free(offer) < 1:
             reason = f"worker {self.worker} left before it was sent"
-            self._ground.spawn(predictions.rescue(key, reason, slot_free=True, is_innocent=True))
+            self._ground.spawn(self._ground.losses.rescue(key, reason, slot_free=True, is_innocent=True))
             return
         base = predictions.new_base(claimed.prediction)
         live = Live(*key, claimed.account, claimed.version, claimed.created_at, self, base=base)

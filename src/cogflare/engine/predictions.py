@@ -1,4 +1,4 @@
-"""Predictions from create to end: create, read, cancel, finish and rescue.
+"""Predictions from create to end: create, read, cancel and finish.
 
 Each transition is one unit with a compare-and-set on (phase, attempt); whoever loses looks again. Predictions that run
 on this node are answered from memory (`lives`); everything else from the store.
@@ -11,28 +11,24 @@ import msgspec
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.errors import InvalidInput, NotFound
-from cogflare.domain.ids import SHARED, is_id, model_queue, new_id, new_key, version_queue
+from cogflare.domain.ids import is_id, new_id, new_key
 from cogflare.domain.phases import Outcome, Phase, Status
 from cogflare.engine import endings
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
 from cogflare.engine.live import Live, view_live
+from cogflare.engine.losses import Losses
+from cogflare.engine.stops import CHANNEL_CANCEL, CHANNEL_ENDED, Stops
 from cogflare.engine.views import PredictionView, load_parts, view, view_ended
 from cogflare.engine.waiters import Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
-from cogflare.store import catalog as catalog_store
 from cogflare.store import fleet
 from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint, Row, Statement
 from cogflare.store.catalog import Caller
 from cogflare.store.predictions import NewPrediction, PredictionRow, Query
 
-CHANNEL_ENDED = "ended"
-CHANNEL_CANCEL = "cancel"
-INTERRUPTED = "Prediction interrupted; please retry (code: PA)"
-AVOID_US = 10_000_000
 _LOOK_AGAIN_S = 5.0
-_TRIES_PER_STRIKE = 10
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -47,7 +43,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Predictions:
-    """Predictions of all accounts. `max_strikes`: started attempts that may be lost before a prediction fails."""
+    """Predictions of all accounts; `lives` has what runs over the links of this node."""
 
     def __init__(
         self,
@@ -56,16 +52,18 @@ class Predictions:
         catalog: Catalog,
         dispatcher: Dispatcher,
         waiters: Waiters,
-        max_strikes: int,
+        stops: Stops,
+        losses: Losses,
     ) -> None:
         self._db = db
         self._clock = clock
         self._catalog = catalog
         self._dispatcher = dispatcher
         self._waiters = waiters
-        self._max_strikes = max_strikes
+        self._stops = stops
+        self._losses = losses
         self._new: dict[str, PredictionView] = {}
-        self.lives: dict[str, Live] = {}
+        self.lives = stops.lives
         db.listen(self._heard)
 
     # --- clients ---------------------------------------------------------------------------------------------------
@@ -144,7 +142,8 @@ class Predictions:
         """Cancel a prediction and return it; one that has ended stays as it is. Raises `NotFound`."""
         while True:
             row = await self._row(account, prediction)
-            if row.phase == Phase.ENDED or await self._stop(row, Status.CANCELED, None, Outcome.CANCELED):
+            stop = endings.Stop(Status.CANCELED, Outcome.CANCELED)
+            if row.phase == Phase.ENDED or await self._stops.stop(row, stop):
                 return await self._read(account, prediction)
 
     async def attempts(self, account: str, prediction: str) -> list[fleet.AttemptRow]:
@@ -170,7 +169,7 @@ class Predictions:
             if seat is not None:
                 self._dispatcher.cancel(seat)
             reason = finish.error or "the model's process ended"
-            await self.rescue(live.key, reason, live=live, slot_free=finish.slot_free)
+            await self._losses.rescue(live.key, reason, live=live, slot_free=finish.slot_free)
             return "committed"
         uploaded = await self._uploaded(live) if finish.uploaded else 0
         result = endings.from_finish(live, finish, self._clock.wall(), uploaded)
@@ -204,47 +203,6 @@ class Predictions:
         if state is None or state.holder != worker:
             return "unknown"
         return "committed" if state.outcome == status and state.current == key[1] else "superseded"
-
-    async def rescue(
-        self,
-        key: AttemptKey,
-        reason: str,
-        *,
-        live: Live | None = None,
-        slot_free: bool,
-        is_innocent: bool = False,
-        renewals: int | None = None,
-    ) -> None:
-        """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not.
-
-        `live` is what it had shown on this node. Another worker gets it first for a while, if there is one, unless
-        its own `is_innocent` and had not started. A lease that has moved on from `renewals` is left alone.
-        """
-        while True:
-            state = await fleet.get_attempt(self._db, *key)
-            row = await store.get(self._db, key[0])
-            if state is None or row is None or (renewals is not None and state.renewals != renewals):
-                return
-            now = self._clock.wall()
-            started_at = (live.started_at if live is not None else None) or state.started_at
-            lost = store.end_attempt(
-                *key, Outcome.LOST, now=now, started_at=started_at, reason=reason, slot_free=slot_free
-            )
-            if row.attempt != key[1] or row.phase not in (Phase.ASSIGNED, Phase.RUNNING):
-                await self._db.write(lost)
-                return
-            was_shown = bool(state.output_items or (live is not None and live.items))
-            error = await self._final_loss(row, was_shown, started_at is not None, reason)
-            if error is not None:
-                if await self._stop(
-                    row, Status.FAILED, error, Outcome.LOST, reason, live=live, slot_free=slot_free, renewals=renewals
-                ):
-                    return
-            else:
-                is_suspect = started_at is not None or not is_innocent
-                avoid = state.holder if is_suspect and await self._has_other(row, state.holder) else None
-                if await self._requeue(row, lost, started_at, avoid, renewals):
-                    return
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -310,83 +268,13 @@ class Predictions:
         row = await self._row(account, prediction)
         return view(row, await load_parts(self._db, [row]))
 
-    async def _stop(
-        self,
-        row: PredictionRow,
-        status: Status,
-        error: str | None,
-        outcome: Outcome,
-        reason: str | None = None,
-        *,
-        live: Live | None = None,
-        slot_free: bool = False,
-        renewals: int | None = None,
-    ) -> bool:
-        """End a prediction by the server's decision, with what it has shown so far; False if it moved meanwhile."""
-        live = live or self.lives.get(row.id)
-        if live is not None and live.attempt != row.attempt:
-            live = None
-        stop = endings.Stop(status, outcome, error, reason, slot_free, renewals)
-        statements = endings.from_stop(row, live, stop, self._clock.wall())
-        hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
-        try:
-            await self._db.write(*statements, hints=hints)
-        except Conflict:
-            return False
-        return True
-
-    async def _final_loss(self, row: PredictionRow, was_shown: bool, started: bool, reason: str) -> str | None:
-        """Return the error of a prediction that may not run again after this loss."""
-        if row.attempt >= _TRIES_PER_STRIKE * self._max_strikes:
-            return f"Prediction could not be started in {row.attempt} tries; the last time because {reason}"
-        if row.strikes + started >= self._max_strikes:
-            return f"Prediction was lost {row.strikes + started} times; the last time because {reason}"
-        if not row.output_items and not was_shown:
-            return None
-        owner, _, name = row.model.partition("/")
-        model = await catalog_store.find_model(self._db, row.catalog, owner, name)
-        version = await catalog_store.find_version(self._db, row.catalog, row.version, owner, name)
-        is_text = version is not None and version.output_kind == "text"
-        return INTERRUPTED if is_text and not (model is not None and model.rerun) else None
-
-    async def _requeue(
-        self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None, renewals: int | None
-    ) -> bool:
-        queues = await self._queues(row)
-        avoid_until = self._clock.wall() + AVOID_US
-        try:
-            await self._db.write(
-                store.requeue(row.id, row.attempt, started_at, renewals),
-                lost,
-                *store.enqueue(row.id, queues, avoid, avoid_until),
-                hints=[Hint(CHANNEL_QUEUE, queue) for queue in queues],
-            )
-        except Conflict:
-            return False
-        return True
-
-    async def _has_other(self, row: PredictionRow, worker: str) -> bool:
-        """Say whether another connected worker could run the prediction."""
-        owner, _, name = row.model.partition("/")
-        catalogs = await catalog_store.catalogs_with(self._db, row.account, owner, name)
-        pinned = row.version if row.pinned else None
-        return await fleet.has_other_worker(self._db, worker, catalogs, (owner, name), pinned)
-
-    async def _queues(self, row: PredictionRow) -> tuple[str, ...]:
-        if row.pinned:
-            return (version_queue(row.catalog, row.version),)
-        owner, _, name = row.model.partition("/")
-        catalogs = await catalog_store.catalogs_with(self._db, row.account, owner, name)
-        return tuple(model_queue(catalog, owner, name) for catalog in catalogs or (SHARED,))
-
     async def _uploaded(self, live: Live) -> int:
         rows = await self._db.read("result_bytes", prediction=live.prediction, attempt=live.attempt)
         return int(rows[0][0])
 
     def drop(self, live: Live) -> None:
         """Forget the live state of an attempt that does not run on this node any more."""
-        if self.lives.get(live.prediction) is live:
-            del self.lives[live.prediction]
+        self._stops.drop(live)
 
     def _heard(self, hint: Hint) -> None:
         if hint.channel == CHANNEL_ENDED:

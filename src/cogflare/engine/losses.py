@@ -1,0 +1,113 @@
+"""Attempts that were lost to infrastructure: queued again, or failed where they may not run once more."""
+
+from cogflare.domain.clock import Clock
+from cogflare.domain.ids import SHARED, model_queue, version_queue
+from cogflare.domain.phases import Outcome, Phase, Status
+from cogflare.engine import endings
+from cogflare.engine.dispatcher import CHANNEL_QUEUE
+from cogflare.engine.live import Live
+from cogflare.engine.stops import Stops
+from cogflare.protocol.messages import AttemptKey
+from cogflare.store import catalog as catalog_store
+from cogflare.store import fleet
+from cogflare.store import predictions as store
+from cogflare.store.base import Conflict, Database, Hint, Statement
+from cogflare.store.predictions import PredictionRow
+
+INTERRUPTED = "Prediction interrupted; please retry (code: PA)"
+AVOID_US = 10_000_000
+_TRIES_PER_STRIKE = 10
+
+
+class Losses:
+    """Takes lost attempts back. `max_strikes`: started attempts that may be lost before a prediction fails."""
+
+    def __init__(self, db: Database, clock: Clock, stops: Stops, max_strikes: int) -> None:
+        self._db = db
+        self._clock = clock
+        self._stops = stops
+        self._max_strikes = max_strikes
+
+    async def rescue(
+        self,
+        key: AttemptKey,
+        reason: str,
+        *,
+        live: Live | None = None,
+        slot_free: bool,
+        is_innocent: bool = False,
+        renewals: int | None = None,
+    ) -> None:
+        """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not.
+
+        `live` is what it had shown on this node. Another worker gets it first for a while, if there is one, unless
+        its own `is_innocent` and had not started. A lease that has moved on from `renewals` is left alone.
+        """
+        while True:
+            state = await fleet.get_attempt(self._db, *key)
+            row = await store.get(self._db, key[0])
+            if state is None or row is None or (renewals is not None and state.renewals != renewals):
+                return
+            now = self._clock.wall()
+            started_at = (live.started_at if live is not None else None) or state.started_at
+            lost = store.end_attempt(
+                *key, Outcome.LOST, now=now, started_at=started_at, reason=reason, slot_free=slot_free
+            )
+            if row.attempt != key[1] or row.phase not in (Phase.ASSIGNED, Phase.RUNNING):
+                await self._db.write(lost)
+                return
+            was_shown = bool(state.output_items or (live is not None and live.items))
+            error = await self._final_loss(row, was_shown, started_at is not None, reason)
+            if error is not None:
+                stop = endings.Stop(Status.FAILED, Outcome.LOST, error, reason, slot_free, renewals)
+                if await self._stops.stop(row, stop, live):
+                    return
+            else:
+                is_suspect = started_at is not None or not is_innocent
+                avoid = state.holder if is_suspect and await self._has_other(row, state.holder) else None
+                if await self._requeue(row, lost, started_at, avoid, renewals):
+                    return
+
+    async def _final_loss(self, row: PredictionRow, was_shown: bool, started: bool, reason: str) -> str | None:
+        """Return the error of a prediction that may not run again after this loss."""
+        if row.attempt >= _TRIES_PER_STRIKE * self._max_strikes:
+            return f"Prediction could not be started in {row.attempt} tries; the last time because {reason}"
+        if row.strikes + started >= self._max_strikes:
+            return f"Prediction was lost {row.strikes + started} times; the last time because {reason}"
+        if not row.output_items and not was_shown:
+            return None
+        owner, _, name = row.model.partition("/")
+        model = await catalog_store.find_model(self._db, row.catalog, owner, name)
+        version = await catalog_store.find_version(self._db, row.catalog, row.version, owner, name)
+        is_text = version is not None and version.output_kind == "text"
+        return INTERRUPTED if is_text and not (model is not None and model.rerun) else None
+
+    async def _requeue(
+        self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None, renewals: int | None
+    ) -> bool:
+        queues = await self._queues(row)
+        avoid_until = self._clock.wall() + AVOID_US
+        try:
+            await self._db.write(
+                store.requeue(row.id, row.attempt, started_at, renewals),
+                lost,
+                *store.enqueue(row.id, queues, avoid, avoid_until),
+                hints=[Hint(CHANNEL_QUEUE, queue) for queue in queues],
+            )
+        except Conflict:
+            return False
+        return True
+
+    async def _has_other(self, row: PredictionRow, worker: str) -> bool:
+        """Say whether another connected worker could run the prediction."""
+        owner, _, name = row.model.partition("/")
+        catalogs = await catalog_store.catalogs_with(self._db, row.account, owner, name)
+        pinned = row.version if row.pinned else None
+        return await fleet.has_other_worker(self._db, worker, catalogs, (owner, name), pinned)
+
+    async def _queues(self, row: PredictionRow) -> tuple[str, ...]:
+        if row.pinned:
+            return (version_queue(row.catalog, row.version),)
+        owner, _, name = row.model.partition("/")
+        catalogs = await catalog_store.catalogs_with(self._db, row.account, owner, name)
+        return tuple(model_queue(catalog, owner, name) for catalog in catalogs or (SHARED,))

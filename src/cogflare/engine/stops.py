@@ -1,0 +1,40 @@
+"""Ends of predictions that the server itself decides: a cancel, a limit that was reached, a loss that was the last.
+
+Whoever ends a prediction here competes with the worker's finish; the unit that is committed first wins.
+"""
+
+from cogflare.domain.clock import Clock
+from cogflare.engine import endings
+from cogflare.engine.live import Live
+from cogflare.store.base import Conflict, Database, Hint
+from cogflare.store.predictions import PredictionRow
+
+CHANNEL_ENDED = "ended"
+CHANNEL_CANCEL = "cancel"
+
+
+class Stops:
+    """Ends predictions; `lives` has what runs over the links of this node, by prediction."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self.lives: dict[str, Live] = {}
+
+    async def stop(self, row: PredictionRow, stop: endings.Stop, live: Live | None = None) -> bool:
+        """End a prediction with what it has shown so far (`live`: here); False if it moved meanwhile."""
+        live = live or self.lives.get(row.id)
+        if live is not None and live.attempt != row.attempt:
+            live = None
+        statements = endings.from_stop(row, live, stop, self._clock.wall())
+        hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
+        try:
+            await self._db.write(*statements, hints=hints)
+        except Conflict:
+            return False
+        return True
+
+    def drop(self, live: Live) -> None:
+        """Forget the live state of an attempt that does not run on this node any more."""
+        if self.lives.get(live.prediction) is live:
+            del self.lives[live.prediction]
