@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -69,7 +70,7 @@ class CogServers:
             ["-m", "cog.server.http", "--host", "127.0.0.1"],
             folder=MODELS / model,
             environ=environ,
-            output=self._logs / f"{model}-{port}.log",
+            scratch=Path(tempfile.mkdtemp(dir=self._logs)),
         )
         url = f"http://127.0.0.1:{port}"
         try:

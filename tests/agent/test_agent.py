@@ -3,7 +3,8 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from cogflare.agent.agent import DRAINED, MODEL_LOST, REFUSED, STOPPED, Agent, P
 from cogflare.agent.console import Console
 from cogflare.agent.inputs import Fetched, InputError
 from cogflare.agent.journal import Journal
+from cogflare.agent.ledger import HeldRun, Ledger
 from cogflare.agent.link import Link, Timing
 from cogflare.agent.main import agent_end
 from cogflare.agent.runners.base import Metric, Started
 from cogflare.agent.transfer import Superseded, Ticket, TransferError
+from cogflare.protocol import messages
 from cogflare.protocol.messages import (
     Answer,
     Assign,
@@ -29,12 +32,15 @@ from cogflare.protocol.messages import (
     Capacity,
     Drain,
     Goodbye,
+    Health,
     Held,
     Metrics,
+    Probe,
     Reject,
 )
 from support.until import names, until
 from support.worker_fakes import TOKEN, FakeServer, ScriptedRunner, fake_server
+from support.worker_fakes import Held as Known
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +81,7 @@ class FakeInputs:
     def __init__(self) -> None:
         self.waiting = asyncio.Event()
         self.dropped = 0
+        self.restored = Raw(b"{}")
 
     def learn(self, openapi_schema: Raw | None) -> None: ...
 
@@ -86,6 +93,11 @@ class FakeInputs:
             await asyncio.Event().wait()
         return Fetched(given, urls=["x"])
 
+    async def restore(self, urls: list[str], folder: str) -> Fetched:
+        return Fetched(self.restored, urls)
+
+    def sweep(self, kept: Collection[str]) -> None: ...
+
     def drop(self, fetched: Fetched) -> None:
         self.dropped += 1
 
@@ -93,16 +105,25 @@ class FakeInputs:
 class Worker:
     """An agent under test with its neighbours."""
 
-    def __init__(self, address: ServerAddress, folder: Path, runner: ScriptedRunner, as_json: bool = False) -> None:
+    def __init__(
+        self,
+        address: ServerAddress,
+        folder: Path,
+        runner: ScriptedRunner,
+        as_json: bool = False,
+        left: Sequence[HeldRun] | None = None,
+    ) -> None:
         self.runner, self.out = runner, io.StringIO()
         self.carrier, self.inputs = FakeCarrier(), FakeInputs()
         console = Console(as_json, self.out)
         self.end = agent_end(runner.offer, "w1", "i1", "test", console)
         self.link = Link(self.end, address, lambda: TOKEN, console, timing=TIMING)
         self.journal = Journal(folder, lambda text: console.say("journal", text), delay_s=0.001)
+        self.ledger = None if left is None else Ledger(folder, lambda text: console.say("journal", text))
         self.agent = Agent(
-            runner, self.end, self.link, self.journal, self.carrier, self.inputs, console=console, patience=PATIENCE
-        )
+            runner, self.end, self.link, self.journal, self.carrier, self.inputs, console=console, patience=PATIENCE,
+            ledger=self.ledger, left=left or (),
+        )  # fmt: skip
         self.task = asyncio.create_task(self.agent.run())
 
     async def code(self) -> int:
@@ -279,6 +300,9 @@ async def test_a_broken_model_comes_back(tmp_path: Path) -> None:
             lambda: [message for message in server.seen if isinstance(message, Capacity)][-1:] == [Capacity(0, 2)]
         )
         assert worker.runner.restarts == 3
+        await server.until(lambda: Health(True) in server.seen)
+        told = [message for message in server.seen if isinstance(message, Health)]
+        assert told == [Health(False, "the model does not come back: no GPU")] * 2 + [Health(True)]
         assert "the model restarts: it crashed" in worker.out.getvalue()
         await server.finished(await server.assign("q", {"output": 1}))
 
@@ -288,7 +312,38 @@ async def test_a_broken_model_that_is_not_ours_ends_the_worker(tmp_path: Path) -
         worker.runner.is_restartable = False
         worker.runner.break_down()
         assert await worker.code() == MODEL_LOST
-        assert Goodbye("stopped") in server.seen
+        assert server.seen[-2:] == [Health(False, "the model is gone: not ours"), Goodbye("stopped")]
+
+
+async def test_a_probe_is_answered_with_what_the_model_says(tmp_path: Path) -> None:
+    async with working(tmp_path) as (server, worker):
+        for ailment, answer in (
+            (None, Health(True)),
+            ("the Cog server is DEFUNCT", Health(False, "the Cog server is DEFUNCT")),
+            (OSError("no route"), Health(False, "the model could not be asked: OSError('no route')")),
+        ):
+            worker.runner.ailment = ailment
+            await server.send(Probe())
+            await server.until(lambda answer=answer: answer in server.seen)  # type: ignore[misc]
+
+
+async def test_a_probe_while_the_model_restarts_is_answered_when_it_is_back(tmp_path: Path) -> None:
+    async with working(tmp_path) as (server, worker):
+        restart, goes_on = worker.runner.restart, asyncio.Event()
+
+        async def slow() -> None:
+            await goes_on.wait()
+            await restart()
+
+        worker.runner.restart = slow  # type: ignore[method-assign]
+        worker.runner.break_down()
+        await server.until(lambda: Capacity(0, 0) in server.seen)
+        await server.send(Probe(), Assign("p", 1, 0, Raw(b"{}")))
+        await server.until(lambda: "Finish" in server.kinds())  # handed back, which shows that the probe was heard
+        assert worker.runner.probes == 0
+        assert not any(isinstance(message, Health) for message in server.seen)
+        goes_on.set()
+        await server.until(lambda: Health(True) in server.seen)
 
 
 async def test_runs_go_on_while_the_link_is_away(tmp_path: Path) -> None:
@@ -402,6 +457,58 @@ async def test_an_unanswered_finish_outlives_the_process(tmp_path: Path) -> None
         await until(lambda: not names(tmp_path))
         heir.agent.drain()
         assert await heir.code() == DRAINED
+
+
+async def test_what_an_earlier_process_gave_to_the_model_goes_on(tmp_path: Path) -> None:
+    """It is in the hello, takes its slot, has started when it did, and ends as the same attempt."""
+    began = time.time_ns() // 1000 - 5_000_000
+    async with fake_server() as server:
+        server.attempts["p", 3] = Known()
+        worker = Worker(
+            server.address, tmp_path, ScriptedRunner(), left=[HeldRun("p", 3, 0, began, ["http://127.0.0.1:9/x/a"])]
+        )
+        worker.inputs.restored = Raw(b'{"hold":1}')
+        await server.until(lambda: server.hellos)
+        assert server.hellos[0].held == [Held("p", 3)]
+        worker.runner.release.set()
+        finish = await server.finished(("p", 3))
+        assert (finish.status, finish.slot_free) == ("succeeded", True)
+        assert worker.runner.started == [("p", 3)]
+        started = next(message for message in server.seen if isinstance(message, messages.Started))
+        assert 4_900 < started.ago_ms < 15_000
+        assert worker.inputs.dropped == 1
+        await until(lambda: not worker.end.busy())
+        worker.agent.stop()
+        await worker.code()
+        assert names(tmp_path) == []
+
+
+async def test_an_error_about_a_file_that_nobody_served_is_no_failure_of_the_model(tmp_path: Path) -> None:
+    left = [HeldRun("p", 1, 0, time.time_ns() // 1000, ["http://127.0.0.1:9/key/a.png"])]
+    async with fake_server() as server:
+        server.attempts["p", 1] = Known()
+        worker = Worker(server.address, tmp_path, ScriptedRunner(), left=left)
+        worker.inputs.restored = Raw(b'{"error":"Max retries exceeded with url: /key/a.png","status":"failed"}')
+        finish = await server.finished(("p", 1))
+        assert (finish.status, finish.error) == ("lost", "the model asked for an input file while no worker was there")
+        worker.agent.stop()
+        await worker.code()
+
+
+async def test_a_run_is_in_the_ledger_as_long_as_it_runs(tmp_path: Path) -> None:
+    async with fake_server() as server:
+        worker = Worker(server.address, tmp_path, ScriptedRunner(), left=[])
+        await server.until(lambda: server.hellos and server.end.free(0))
+        key = await server.assign("p", {"hold": 1})
+        await until(lambda: worker.runner.started)
+        assert worker.ledger is not None
+        assert [held.key for held in worker.ledger.read() or []] == [key]
+        worker.runner.release.set()
+        await server.finished(key)
+        await until(lambda: worker.ledger is not None and worker.ledger.read() == [])
+        worker.agent.stop()
+        await worker.code()
+        assert names(tmp_path) == []
 
 
 async def test_a_finish_that_is_answered_at_once_never_touches_the_disk(tmp_path: Path) -> None:

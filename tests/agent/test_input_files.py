@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpcore2
@@ -163,6 +164,32 @@ async def test_files_wherever_the_schema_has_them_become_loopback_urls() -> None
         assert fetched.folder is not None
         assert not fetched.folder.exists()
         assert (await _read(got["image"]))[0] == 404
+
+
+async def test_files_of_a_killed_agent_are_served_again_and_swept(tmp_path: Path) -> None:
+    async with fetching(allow_private=True, folder=tmp_path / "inputs") as (_, web, inputs):
+        fetched = await inputs.fetch(_raw({"image": f"{web}/a.png", "masks": [f"{web}/b.png"]}))
+        other = await inputs.fetch(_raw({"image": f"{web}/c.png"}))
+        await inputs._shelf.aclose()  # as when the process is gone
+        assert fetched.folder is not None
+        async with fetching(folder=tmp_path / "inputs") as (_, _web, successor):
+            successor.sweep({str(fetched.folder)})
+            restored = await successor.restore(fetched.urls, str(fetched.folder))
+            for url, name in zip(fetched.urls, ("a", "b"), strict=True):
+                assert (await _read(url))[:2] == (200, f"content of /{name}.png".encode())
+            assert other.folder is not None
+            assert not other.folder.exists()
+            successor.drop(restored)
+            assert not fetched.folder.exists()
+            assert (await _read(fetched.urls[0]))[0] == 404
+
+
+async def test_files_whose_port_is_taken_are_not_served_again(tmp_path: Path) -> None:
+    async with fetching(allow_private=True, folder=tmp_path) as (_, web, inputs):
+        fetched = await inputs.fetch(_raw({"image": f"{web}/a.png"}))
+        async with fetching(folder=tmp_path) as (_, _web, successor):
+            restored = await successor.restore(fetched.urls, str(fetched.folder))
+            successor.drop(restored)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ async def test_a_crash_loses_the_run_and_breaks_the_runner(rig: Rigger) -> None:
         await until_log(runs, "nothing more", seen)
     assert isinstance(seen[0], Started)
     assert "died" in await asyncio.wait_for(model.runner.wait_broken(), 5)
+    assert "died" in (await model.runner.health() or "")
     with pytest.raises(RunLost):
         await model.events({"crash": False}, id="p2")
 
@@ -221,7 +222,9 @@ async def test_close_ends_runs_and_may_come_twice(rig: Rigger) -> None:
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
     await until_log(runs, "asleep", seen)
+    assert await model.runner.health() is None, "busy is well"
     await model.runner.close()
+    assert "not set up" in (await model.runner.health() or "")
     with pytest.raises(RunLost, match="closing"):
         _ = [event async for event in runs]
     await model.runner.close()

@@ -47,7 +47,7 @@ async def test_close_leaves_no_process(folder_rig: Rigger) -> None:
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60, "stubborn": True}))
     await until_asleep(runs, seen)
     pids = family(os.getpid())
-    assert len(pids) == 2
+    assert len(pids) == 4
     await model.runner.close()
     assert not any(map(is_alive, pids))
     await runs.aclose()
@@ -127,7 +127,7 @@ async def test_tokens_of_the_agent_stay_with_the_agent(folder_rig: Rigger, monke
     monkeypatch.setenv("COGFLARE_TOKEN", "secret-of-the-agent")
     await folder_rig("noop")
     environs = [environ_of(pid) for pid in family(os.getpid())]
-    assert len(environs) == 2
+    assert len(environs) == 4
     assert not any(b"secret-of-the-agent" in environ for environ in environs)
 
 
@@ -159,7 +159,7 @@ async def test_a_killed_agent_takes_its_server_along(cog_cache: Path) -> None:
         assert agent.stdout is not None
         assert await asyncio.to_thread(agent.stdout.readline) == b"ready\n"
         pids = family(agent.pid)
-        assert len(pids) == 2
+        assert len(pids) == 4
         agent.kill()
         await gone(pids)
 

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cogflare.agent.address import ServerAddress
-from cogflare.agent.transfer import Superseded, Ticket, Transfer, TransferError
+from cogflare.agent.transfer import Superseded, Ticket, TooLarge, Transfer, TransferError
+from cogflare.protocol.messages import MAX_REASON
 from support.until import until
 from support.web import serving
 
@@ -132,10 +133,19 @@ async def test_an_attempt_that_the_server_dropped_is_superseded(status: int) -> 
 @pytest.mark.parametrize("step", ["POST files", "PUT f1", "POST done"])
 async def test_a_refusal_is_told_in_the_servers_words_and_without_signatures(step: str) -> None:
     async with moving() as (store, transfer, ticket):
-        store.fail[step] = [413]
-        with pytest.raises(TransferError, match="413: as told") as refused:
+        store.fail[step] = [400]
+        with pytest.raises(TransferError, match="400: as told") as refused:
             await transfer.put("p", "f", "text/plain", _body(), None)
         assert "secret" not in str(refused.value)
+        assert ticket.files == 0
+
+
+@pytest.mark.parametrize("step", ["POST files", "PUT f1", "POST done"])
+async def test_what_is_too_large_is_refused_for_good_in_the_servers_own_words(step: str) -> None:
+    async with moving() as (store, transfer, ticket):
+        store.fail[step] = [413]
+        with pytest.raises(TooLarge, match=r"\Aas told\Z"):
+            await transfer.put("p", "f", "text/plain", _body(), None)
         assert ticket.files == 0
 
 
@@ -185,3 +195,16 @@ async def test_large_results_and_inputs() -> None:
         put, got = store.requests
         assert (put[0], put[1], put[3]) == ("PUT", "/worker/v1/attempts/p/3/result", b'["big"]')
         assert (got[0], got[1]) == ("GET", "/worker/v1/attempts/p/3/input")
+
+
+async def test_why_a_worker_does_not_come_is_told_once() -> None:
+    async with moving() as (store, transfer, _):
+        store.fail["POST setup-failures"] = [503, 0]
+        await transfer.setup_failed("pc", "acme/m", "first line" + "x" * 5_000 + "last line")
+        [(method, path, headers, body)] = store.requests
+        assert (method, path, headers["cogflare-worker"]) == ("POST", "/worker/v1/setup-failures", "w1")
+        told = msgspec.json.decode(body)
+        assert (told["name"], told["model"], len(told["reason"])) == ("pc", "acme/m", MAX_REASON)
+        assert told["reason"].startswith("first line")
+        assert told["reason"].endswith("last line")
+        await transfer.setup_failed("pc", "acme/m", "nobody listens")

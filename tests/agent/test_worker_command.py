@@ -38,7 +38,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[WorkerOptions]:
 
 def test_help_tells_how_to_leave_and_what_the_codes_mean() -> None:
     text = _invoke("--help").output
-    for word in ("Ctrl-C", "Exit codes", "COGFLARE_SERVER", "COGFLARE_WORKER_TOKEN", "--token-file", "--slots"):
+    for word in (
+        "Ctrl-C",
+        "Exit codes",
+        "COGFLARE_SERVER",
+        "COGFLARE_WORKER_TOKEN",
+        "--token-file",
+        "--slots",
+        "--keep-model",
+    ):
         assert word in text
 
 

@@ -335,10 +335,158 @@ def test_ctrl_c_twice_hands_everything_over_at_once(stage: Stage) -> None:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+class Survivor:
+    """A worker with a real model that writes a diary, killed and started again in the same state folder."""
+
+    def __init__(self, stage: Stage, server: Server, cache: Path, keep_s: float = 30) -> None:
+        self._stage, self._server, self._cache, self._keep_s = stage, server, cache, keep_s
+        self.diary = stage.folder / "model-diary"
+        self.worker = self.start()
+
+    def start(self) -> Worker:
+        """Start the worker, or the next one in its place."""
+        settings = {"COGFLARE_KEEP_MODEL_S": str(self._keep_s)}
+        self.worker = self._stage.cog(
+            self._server, "me/diarist", MODELS / "diarist", self._cache, name="survivor", environment=settings
+        )
+        return self.worker.connected()
+
+    def begin(self, seconds: float) -> str:
+        """Create a prediction and wait until the model runs it."""
+        prediction = self._server.create("me/diarist", diary=str(self.diary), seconds=seconds)
+        until(lambda: "step 0" in self._server.get(prediction)["logs"], "model that runs")
+        return prediction
+
+    def events(self, event: str) -> list[int]:
+        """Return the processes in which the model wrote that event."""
+        lines = self.diary.read_text().splitlines()
+        return [int(line.split()[1]) for line in lines if line.split()[0] == event]
+
+    def state(self, name: str) -> Path:
+        """Return the path of a file in the state folder."""
+        [found] = (self._stage.folder / "state").rglob(name)
+        return found
+
+
+STEPS = "".join(f"step {step}\n" for step in range(10))
+
+
+def is_living(pid: int) -> bool:
+    """Say whether a process is there."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_run_goes_on_under_the_next_worker(stage: Stage, cog_cache: Path) -> None:
+    server = stage.server()
+    survivor = Survivor(stage, server, cog_cache)
+    prediction = survivor.begin(4)
+    processes = family(survivor.worker.pid)
+    survivor.worker.kill9()
+    survivor.start()
+    assert "took over the model" in survivor.worker.log()
+    assert all(map(is_living, processes))
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["output"], shown["logs"]) == ("succeeded", "rested", STEPS)
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["succeeded"]
+    assert len(survivor.events("begin")) == 1
+    # And it serves: the model that was taken over runs what comes next, and goes with its worker.
+    assert server.ended(survivor.begin(0.1))["status"] == "succeeded"
+    assert len({*survivor.events("begin")}) == 1
+    survivor.worker.signal(signal.SIGINT)
+    assert survivor.worker.join() == 0
+    until(lambda: not any(map(is_living, processes)), "end of the model with its worker")
+    check_quiet(server)
+
+
+def test_a_run_goes_on_under_one_worker_after_the_other(stage: Stage, cog_cache: Path) -> None:
+    server = stage.server()
+    survivor = Survivor(stage, server, cog_cache)
+    prediction = survivor.begin(6)
+    for _ in range(2):
+        survivor.worker.kill9()
+        survivor.start()
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["logs"]) == ("succeeded", STEPS)
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["succeeded"]
+    assert len(survivor.events("begin")) == 1
+
+
+def test_what_ended_while_no_worker_was_there_is_delivered(stage: Stage, cog_cache: Path) -> None:
+    server = stage.server()
+    survivor = Survivor(stage, server, cog_cache)
+    prediction = survivor.begin(1)
+    survivor.worker.kill9()
+    until(lambda: survivor.events("end"), "end of the run")
+    survivor.start()
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["output"], shown["logs"]) == ("succeeded", "rested", STEPS)
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["succeeded"]
+    assert len(survivor.events("begin")) == 1
+
+
+def test_a_run_that_was_canceled_without_its_worker_is_stopped_by_the_next(stage: Stage, cog_cache: Path) -> None:
+    server = stage.server()
+    survivor = Survivor(stage, server, cog_cache)
+    prediction = survivor.begin(60)
+    survivor.worker.kill9()
+    assert server.ask("POST", f"/v1/predictions/{prediction}/cancel")["status"] == "canceled"
+    survivor.start()
+    assert server.ended(survivor.begin(0.1))["status"] == "succeeded"
+    assert len(survivor.events("begin")) == 2
+    assert len(survivor.events("end")) == 1
+    check_quiet(server)
+
+
+def test_a_model_that_no_worker_takes_over_is_ended(stage: Stage, cog_cache: Path) -> None:
+    server = stage.server(close_grace_s="0.5")
+    survivor = Survivor(stage, server, cog_cache, keep_s=1)
+    survivor.begin(60)
+    processes = family(survivor.worker.pid)
+    assert len(processes) == 4
+    survivor.worker.kill9()
+    assert all(map(is_living, processes))
+    until(lambda: not any(map(is_living, processes)), "end of the model without its worker")
+
+
+@pytest.mark.parametrize("doomed", [0, 3], ids=["minder", "model"])
+def test_a_run_whose_model_died_with_its_worker_runs_again(stage: Stage, cog_cache: Path, doomed: int) -> None:
+    server = stage.server()
+    survivor = Survivor(stage, server, cog_cache)
+    prediction = survivor.begin(3)
+    processes = family(survivor.worker.pid)
+    survivor.worker.kill9()
+    os.kill(processes[doomed], signal.SIGKILL)
+    survivor.start()
+    shown = server.ended(prediction)
+    assert (shown["status"], shown["output"]) == ("succeeded", "rested")
+    assert [attempt["outcome"] for attempt in server.attempts(prediction)] == ["lost", "succeeded"]
+    assert len(survivor.events("begin")) == 2
+    assert not any(map(is_living, processes))
+    check_quiet(server)
+
+
+@pytest.mark.parametrize("name", ["held.jsonl", "server.json"])
+def test_a_worker_whose_state_is_damaged_starts_afresh(stage: Stage, cog_cache: Path, name: str) -> None:
+    """Without knowing what runs in the old model nothing goes on in it; it is ended, by its minder at the latest."""
+    server = stage.server()
+    survivor = Survivor(stage, server, cog_cache, keep_s=3)
+    prediction = survivor.begin(30)
+    processes = family(survivor.worker.pid)
+    survivor.worker.kill9()
+    survivor.state(name).write_bytes(b"{")
+    survivor.start()
+    until(lambda: not any(map(is_living, processes)), "end of the model that is not known")
+    assert server.ask("POST", f"/v1/predictions/{prediction}/cancel")["status"] == "canceled"
+    assert next(attempt["outcome"] for attempt in server.attempts(prediction)) == "lost"
+    assert server.ended(survivor.begin(0.1))["status"] == "succeeded"
+    assert "set aside" in survivor.worker.log()
+
+
 def test_real_workers_and_their_models_are_killed(stage: Stage, cog_cache: Path) -> None:
     """First the model under its agent, then an agent above its model: each time the other worker takes over."""
     server = stage.server(close_grace_s="0.5")
-    pair = [stage.cog(server, "me/sleeper", MODELS / "sleeper", cog_cache) for _ in range(2)]
+    alone = {"COGFLARE_KEEP_MODEL_S": "0"}
+    pair = [stage.cog(server, "me/sleeper", MODELS / "sleeper", cog_cache, environment=alone) for _ in range(2)]
     by_id = {worker.connected().id: worker for worker in pair}
     prediction = server.create("me/sleeper", seconds=2)
     until(lambda: "asleep" in server.get(prediction)["logs"], "model that runs")

@@ -82,6 +82,11 @@ class PostgresServer:
         self._process.wait(30)
         self._process = None
 
+    def restart(self) -> None:
+        """Crash, and start again; call it in the main thread, which the server's life is tied to."""
+        self.crash()
+        self.start()
+
     def close(self) -> None:
         """Stop the server and remove its data."""
         self.stop()

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,7 +49,14 @@ def _die_with_parent() -> None:
 class Process:
     """A process whose output goes to a file."""
 
-    def __init__(self, name: str, folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         # What is set for the person who runs the tests is not meant for these processes.
@@ -62,6 +70,7 @@ class Process:
                 stderr=log,
                 env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                pass_fds=pass_fds,
             )
 
     @property
@@ -131,10 +140,18 @@ class Worker(Process):
 
 
 class Server:
-    """`cogflare serve` on a port that stays the same over restarts, with its data."""
+    """`cogflare serve` on a port that stays the same over restarts, or on the socket `listener`, with its data."""
 
-    def __init__(self, stage: "Stage", folder: Path, settings: Mapping[str, str], scheme: str) -> None:
+    def __init__(
+        self,
+        stage: "Stage",
+        folder: Path,
+        settings: Mapping[str, str],
+        scheme: str,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._stage = stage
+        self._listener = listener
         self._folder = folder
         self._numbers = itertools.count(1)
         self.admin_token = f"cfa_{os.urandom(20).hex()}"
@@ -158,8 +175,10 @@ class Server:
     def start(self) -> Self:
         """Start the server, or start it again where it was; return once it takes requests."""
         ready = self._folder / f"ready-{next(self._numbers)}.json"
-        arguments = ["-m", "cogflare.cli", "serve", "--port", str(self._port), "--ready-file", str(ready)]
-        process = self.process = self._stage.spawn("server", arguments, self._settings)
+        fds = [] if self._listener is None else [self._listener.fileno()]
+        where = ["--fd", str(fds[0])] if fds else ["--port", str(self._port)]
+        arguments = ["-m", "cogflare.cli", "serve", *where, "--ready-file", str(ready)]
+        process = self.process = self._stage.spawn("server", arguments, self._settings, fds)
 
         def is_up() -> bool:
             assert process.is_running, f"the server did not come up:\n{process.log()[-3000:]}"
@@ -284,18 +303,21 @@ class Stage:
             said = (self.folder / f"{name}.log").read_text(errors="replace")
             print(f"--- {name} ---\n{said[-2000:]}")
 
-    def spawn(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
-        """Start a Python process that ends with the stage."""
-        process = Process(name, self.folder, arguments, environment)
+    def spawn(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+    ) -> Process:
+        """Start a Python process that ends with the stage; it inherits the files `pass_fds`."""
+        process = Process(name, self.folder, arguments, environment, pass_fds)
         self._processes.append(process)
         return process
 
-    def server(self, *, scheme: str = "http", **settings: str) -> Server:
-        """Start a server with these settings; times of the link are short unless they are set."""
+    def server(self, *, scheme: str = "http", listener: socket.socket | None = None, **settings: str) -> Server:
+        """Start a server with these settings, maybe on an open socket; times of the link are short unless set."""
         folder = self.folder / f"node-{next(self._numbers)}"
         folder.mkdir()
         times = {"heartbeat_s": "0.3", "silence_s": "1", "close_grace_s": "10", "lease_s": "20", "stop_s": "3"}
-        server = Server(self, folder, {**times, **settings}, scheme)
+        times["retry_first_s"] = "0.05"
+        server = Server(self, folder, {**times, **settings}, scheme, listener)
         self._servers.append(server)
         return server.start()
 
@@ -307,12 +329,13 @@ class Stage:
         slots: int = 1,
         name: str = "",
         account: str = "me",
+        url: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> Worker:
-        """Start a worker whose model, `account/kind`, does what its input says."""
+        """Start a worker whose model, `account/kind`, does what its input says; it dials `url` if that is another."""
         name = name or f"worker-{next(self._numbers)}"
         settings = {
-            "server": server.url,
+            "server": url or server.url,
             "token": server.token("worker", account),
             "model": f"{account}/{kind}",
             "slots": slots,
@@ -330,10 +353,11 @@ class Stage:
         folder: Path,
         cache: Path,
         *,
+        name: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start `cogflare worker` on a folder; `cache` is where it keeps the environments of models."""
-        name = f"worker-{next(self._numbers)}"
+        name = name or f"worker-{next(self._numbers)}"
         arguments = ["-m", "cogflare.cli", "worker", str(folder), "--server", server.url, "--model", model]
         arguments += ["--name", name, "--state", str(self.folder / "state" / name), "--cache", str(cache)]
         return self._worker(

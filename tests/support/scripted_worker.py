@@ -5,7 +5,8 @@ python -m support.scripted_worker '{"server": …, "token": …, "model": …, "
 `kind` is what the model's output is: "single", "iterator" (of any values) or "text" (an iterator of text to be joined).
 The input may have `seconds` (how long it takes), `items` (how many it yields), `log` (how many lines it logs), `output`
 (what it answers), `fail` (the error it ends with), `file` (the text of a file that it answers), `crash` (how many
-attempts lose their model) and `stubborn` (how many seconds it goes on after a cancel).
+attempts lose their model) and `stubborn` (how many seconds it goes on after a cancel). `log_bytes` and `output_bytes`
+are floods; with `objects` the items of the output are objects.
 
 Every model run appends a line to the diary when it begins, and one when it ends, so that a test can count the runs.
 """
@@ -41,6 +42,9 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "seconds": {"type": "number", "minimum": 0, "maximum": 600, "default": 0},
     "items": {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 0},
     "log": {"type": "integer", "minimum": 0, "maximum": 10_000, "default": 0},
+    "log_bytes": {"type": "integer", "minimum": 0, "default": 0},
+    "output_bytes": {"type": "integer", "minimum": 0, "default": 0},
+    "objects": {"type": "boolean", "default": False},
     "output": {},
     "fail": {"type": "string", "minLength": 1},
     "file": {"type": "string"},
@@ -58,6 +62,7 @@ _OUTPUTS: dict[str, dict[str, Any]] = {
         "x-cog-array-display": "concatenate",
     },
 }
+FLOOD = "flood " * 170 + "ing\n"
 VERSIONS = {"single": "1" * 64, "iterator": "2" * 64, "text": "3" * 64}
 
 
@@ -143,6 +148,8 @@ class ScriptedRunner:
 
     async def _show(self, script: dict[str, Any], canceled: asyncio.Event) -> AsyncIterator[Event]:
         """Log lines and yield items, evenly over the time of the run."""
+        async for event in _flood(script, canceled):
+            yield event
         items, lines, seconds = script.get("items", 0), script.get("log", 0), script.get("seconds", 0)
         steps = max(items, lines)
         for step in range(steps):
@@ -163,6 +170,8 @@ class ScriptedRunner:
         if "file" in script:
             reference = await self._transfer.put(job.id, "answer.txt", "text/plain", _whole(script["file"]), None)
             return Finished(status="succeeded", output=reference)
+        if script.get("output_bytes"):
+            return Finished(status="succeeded")
         if self._settings["kind"] != "single":
             return Finished(status="succeeded", output=[item(index) for index in range(script.get("items", 0))])
         return Finished(status="succeeded", output=script.get("output", "done"))
@@ -180,8 +189,24 @@ class ScriptedRunner:
         await self._broken.wait()
         return ""
 
+    async def health(self) -> str | None:
+        """Be well, always."""
+        return None
+
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+async def _flood(script: dict[str, Any], canceled: asyncio.Event) -> AsyncIterator[Event]:
+    """Log and yield so many bytes, as fast as they are taken."""
+    for number in range(script.get("log_bytes", 0) // len(FLOOD)):
+        yield Log(FLOOD)
+        if number % 100 == 0 and await _is_set_within(canceled, 0.0001):
+            return
+    for number in range(script.get("output_bytes", 0) // len(FLOOD)):
+        yield Output(number, {"line": FLOOD} if script.get("objects") else FLOOD)
+        if number % 100 == 0 and await _is_set_within(canceled, 0.0001):
+            return
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

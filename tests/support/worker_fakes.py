@@ -216,6 +216,8 @@ class ScriptedRunner:
         self.inputs: list[Any] = []
         self.restarts = self.failing_restarts = 0
         self.is_restartable = True
+        self.probes = 0
+        self.ailment: str | Exception | None = None
         self.canceled: list[str] = []
         self.release = asyncio.Event()
         self._stops: dict[str, asyncio.Event] = {}
@@ -240,11 +242,11 @@ class ScriptedRunner:
         items = script.get("items", [])
         for index, item in enumerate(items):
             yield Output(index=index, item=item)
-        status = "succeeded"
+        status = script.get("status", "succeeded")
         if "hold" in script:
             status = await self._hold(stop, script)
         yield Finished(
-            status=status,  # type: ignore[arg-type]
+            status=status,
             output=items or script.get("output"),
             error=script.get("error"),
             metrics={"n": 1},
@@ -289,6 +291,12 @@ class ScriptedRunner:
     async def wait_broken(self) -> str:
         await self._broken.wait()
         return "it crashed"
+
+    async def health(self) -> str | None:
+        self.probes += 1
+        if isinstance(self.ailment, Exception):
+            raise self.ailment
+        return self.ailment
 
     async def close(self) -> None:
         pass

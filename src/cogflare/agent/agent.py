@@ -10,7 +10,7 @@ It owns the runs and the number of slots that the server may count on: the runne
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from msgspec import UnsetType
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console, counted
 from cogflare.agent.journal import Entry
+from cogflare.agent.ledger import HeldRun, Ledger
 from cogflare.agent.link import Handle, Refused
 from cogflare.agent.runners.base import RestartRefused, Runner, RunnerError
 from cogflare.agent.runs import Carrier, Conductor, Inputs, Run
@@ -31,6 +32,7 @@ from cogflare.protocol.messages import (
     Cancel,
     Drain,
     Finish,
+    Probe,
     Restarting,
     ServerMessage,
     Welcome,
@@ -44,6 +46,7 @@ class Wire(Protocol):
 
     async def run(self, handle: Handle) -> None: ...
     def wake(self) -> None: ...
+    async def room(self) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -63,10 +66,14 @@ class Patience:
     cancel_grace_s: float = 10.0
     restart_first_s: float = 1.0
     restart_cap_s: float = 60.0
+    health_s: float = 15.0
 
 
 class Agent:
-    """One worker with one model. The runner is set up already, and `end` makes the model's offer as its only one."""
+    """One worker with one model. The runner is set up already, and `end` makes the model's offer as its only one.
+
+    With a `ledger` its runs are written down for the next agent; `left` are those that the last one left in the model.
+    """
 
     def __init__(
         self,
@@ -80,6 +87,8 @@ class Agent:
         console: Console | None = None,
         clock: Clock | None = None,
         patience: Patience | None = None,
+        ledger: Ledger | None = None,
+        left: Sequence[HeldRun] = (),
     ) -> None:
         self._runner = runner
         self._end = end
@@ -90,12 +99,16 @@ class Agent:
         self._console = console or Console()
         self._clock = clock or SystemClock()
         self._patience = patience or Patience()
-        self._conductor = Conductor(runner, end, carrier, inputs, self._clock, link.wake, self._ended)
+        self._ledger = ledger
+        self._left = left
+        told = link.wake, self._fetched, self._ended, link.room
+        self._conductor = Conductor(runner, end, carrier, inputs, self._clock, *told)
         self._slots = end.offers[0].slots
         self._told = self._slots
         self._runs: dict[AttemptKey, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_down = False
+        self._owes_health = False
         self._is_draining = False
         self._stuck = asyncio.Event()
         self._over: asyncio.Future[int] | None = None
@@ -154,6 +167,8 @@ class Agent:
             text = f"connected, {counted(self._told, 'slot')}; the server runs {message.server}"
             self._console.say("connected", text, node=message.node)
             self._leave_if_done()
+        elif isinstance(message, Probe):
+            self._spawn(self._examine())
         elif isinstance(message, Drain):
             self.drain()
         elif isinstance(message, Restarting):
@@ -164,10 +179,15 @@ class Agent:
         # A model knows predictions by id alone, so two attempts at one must not meet in it.
         earlier = [run.task for run in self._runs.values() if run.key[0] == key[0] and run.task is not None]
         run = Run(key, self._carrier.open(key), self._clock.monotonic())
-        self._runs[key] = run
-        run.task = asyncio.create_task(self._conductor.carry(run, assign, earlier))
-        run.task.add_done_callback(lambda _: self._gone(run))
+        if self._ledger is not None:
+            self._ledger.hold(HeldRun(*key, assign.offer, self._clock.wall()))
+        self._begin(run, self._conductor.carry(run, assign, earlier))
         self._console.say("started", f"{key[0]} started", prediction=key[0], attempt=key[1])
+
+    def _begin(self, run: Run, work: Coroutine[None, None, None]) -> None:
+        self._runs[run.key] = run
+        run.task = asyncio.create_task(work)
+        run.task.add_done_callback(lambda _: self._gone(run))
 
     def _drop(self, key: AttemptKey) -> None:
         """Stop the run: the server does not want it any more."""
@@ -194,6 +214,13 @@ class Agent:
 
     # --- from the runs -------------------------------------------------------------------------------------------
 
+    def _fetched(self, run: Run, assign: Assign) -> None:
+        fetched = run.fetched
+        if self._ledger is not None and fetched is not None:
+            age = round((self._clock.monotonic() - run.began) * 1e6)
+            began = self._clock.wall() - age
+            self._ledger.hold(HeldRun(*run.key, assign.offer, began, fetched.urls, str(fetched.folder or "")))
+
     def _ended(self, run: Run, finish: Finish) -> None:
         now = self._clock.monotonic()
         kept = self._end.kept.get(run.key)
@@ -207,6 +234,8 @@ class Agent:
 
     def _gone(self, run: Run) -> None:
         self._runs.pop(run.key, None)
+        if self._ledger is not None:
+            self._ledger.release(run.key)
         if run.canceled and not run.over:
             self._conductor.abandon(run)
         self._restart_if_stuck()
@@ -240,6 +269,20 @@ class Agent:
             if is_broken or self._is_stuck():
                 await self._restart(reason, is_broken)
 
+    async def _examine(self) -> None:
+        """Look how the model is, and tell the server."""
+        if self._is_down:
+            self._owes_health = True  # told as soon as it is known whether it comes back
+            return
+        try:
+            async with asyncio.timeout(self._patience.health_s):
+                ailment = await self._runner.health()
+        except Exception as error:  # a model that cannot even be asked is not well
+            ailment = f"the model could not be asked: {error!r}"
+        if not self._is_down:
+            self._end.report(ailment)
+            self._link.wake()
+
     async def _restart(self, reason: str, is_broken: bool) -> None:
         self._is_down = True
         self._tell_capacity()
@@ -256,11 +299,18 @@ class Agent:
                 break
             except RunnerError as error:
                 self._console.say("restart_failed", f"the model does not come back: {error}; trying again")
+                self._end.report(f"the model does not come back: {error}")
+                self._link.wake()
+                self._owes_health = True
                 await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311
                 pause_s = min(self._patience.restart_cap_s, pause_s * 2)
                 is_broken = True
         self._is_down = False
         self._tell_capacity()
+        if self._owes_health:
+            self._owes_health = False
+            self._end.report(None)
+            self._link.wake()
 
     def _tell_capacity(self) -> None:
         slots = 0 if self._is_down or self._is_draining else self._slots
@@ -272,7 +322,7 @@ class Agent:
     # --- coming and going ----------------------------------------------------------------------------------------
 
     def _adopt(self) -> None:
-        """Take over what an earlier process on this machine had finished."""
+        """Take over what an earlier process on this machine had finished, and what it had under way."""
         entries = self._journal.read()
         now, wall = self._clock.monotonic(), self._clock.wall()
         for entry in entries:
@@ -282,6 +332,19 @@ class Agent:
         if entries:
             text = f"{counted(len(entries), 'finished prediction')} of an earlier run to deliver"
             self._console.say("adopted", text)
+        left = [held for held in self._left if held.key not in self._end.kept]
+        self._inputs.sweep({held.folder for held in left})
+        if self._ledger is not None:
+            self._ledger.open(left)
+        for held in left:
+            self._resume(held, now - (wall - held.began) / 1e6)
+
+    def _resume(self, held: HeldRun, began: float) -> None:
+        """Go on with a run that an earlier process on this machine gave to the model."""
+        self._end.resume(held.key, held.offer)
+        run = Run(held.key, self._carrier.open(held.key), began, is_resumed=True)
+        self._begin(run, self._conductor.resume(run, held))
+        self._console.say("resumed", f"{held.prediction} goes on", prediction=held.prediction, attempt=held.attempt)
 
     def _leave_if_done(self) -> None:
         if self._is_draining and not self._end.busy() and not self._runs:
@@ -299,6 +362,7 @@ class Agent:
             try:
                 mending.result()
             except RestartRefused as error:
+                self._end.report(f"the model is gone: {error}")
                 self._console.say("model_lost", f"the model is gone: {error}; start it again, then this worker")
             return MODEL_LOST
         try:
@@ -316,6 +380,8 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._journal.aclose()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
 
 import msgspec
@@ -23,7 +24,8 @@ class Console:
             line = msgspec.json.encode({"time": round(now, 3), "event": event, "text": text, **fields}).decode()
         else:
             line = f"{time.strftime('%H:%M:%S', time.localtime(now))}  {text}"
-        print(line, file=self._stream, flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print(line, file=self._stream, flush=True)
 
     def model(self, text: str) -> None:
         """Pass on what the model said while it was set up."""

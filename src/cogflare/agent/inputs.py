@@ -9,8 +9,8 @@ import re
 import shutil
 import ssl
 import tempfile
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Collection, Iterator
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from cogflare.domain.schemas import BadSchema, input_schema
 _HOPS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TIMEOUTS = {"timeout": {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": 30.0}}
+_PREFIX = "cogflare-input-"
 _NAME = re.compile(r"[^0-9A-Za-z._-]+")
 
 
@@ -108,6 +109,20 @@ class InputFiles:
             fetched.input = Raw(msgspec.json.encode(value))
         return fetched
 
+    async def restore(self, urls: list[str], folder: str) -> Fetched:
+        """Take over the files of an input that an earlier agent had fetched, as far as they can be had."""
+        fetched = Fetched(Raw(b"{}"), urls, Path(folder) if folder else None)
+        with suppress(OSError):
+            for number, url in enumerate(urls):
+                await self._shelf.put_back(Path(folder) / str(number), url)
+        return fetched
+
+    def sweep(self, kept: Collection[str]) -> None:
+        """Delete what earlier agents have fetched, but for these folders; it needs a folder of our own."""
+        for folder in self._folder.glob(f"{_PREFIX}*") if self._folder is not None else ():
+            if str(folder) not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def drop(self, fetched: Fetched) -> None:
         """Delete the files of an input."""
         for url in fetched.urls:
@@ -129,7 +144,9 @@ class InputFiles:
         if scheme not in ("http", "https"):
             raise InputError(f"{place.path}: only http(s) and data: URLs can be files")
         if fetched.folder is None:
-            fetched.folder = Path(tempfile.mkdtemp(prefix="cogflare-input-", dir=self._folder))
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fetched.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._folder))
         file = fetched.folder / str(len(fetched.urls))
         try:
             async with asyncio.timeout(self._limits.total_s):

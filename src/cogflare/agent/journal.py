@@ -14,6 +14,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -58,6 +59,7 @@ class Journal:
         self._count = 0
         self._disk = ThreadPoolExecutor(1, "journal")
         self._work: set[asyncio.Future[None]] = set()
+        self._is_failing = False
 
     def read(self) -> list[Entry]:
         """Return what earlier processes left, oldest first; call it once, before anything else.
@@ -69,8 +71,9 @@ class Journal:
             try:
                 number = int(file.stem.rpartition("-")[2])
                 found = _decoder.decode(file.read_bytes())
-            except (ValueError, msgspec.DecodeError, RecursionError) as error:
-                file.rename(file.with_suffix(".damaged"))
+            except (OSError, ValueError, RecursionError) as error:
+                with suppress(OSError):
+                    file.rename(file.with_suffix(".damaged"))
                 self._complain(f"{file} cannot be read and was set aside: {error}")
                 continue
             self._count = max(self._count, number + 1)
@@ -130,8 +133,10 @@ class Journal:
 
     def _done(self, work: "asyncio.Future[None]") -> None:
         self._work.discard(work)
-        if error := work.exception():
+        error = work.exception()
+        if error is not None and not self._is_failing:  # a full disk is said once, not with each file
             self._complain(f"finished predictions cannot be kept on disk: {error}")
+        self._is_failing = error is not None
 
 
 _decoder = msgspec.json.Decoder(list[Entry])

@@ -13,6 +13,7 @@ accident on the way, and is final at any time.
 import asyncio
 import contextlib
 import random
+import socket as sockets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,8 @@ from cogflare.protocol.agent_end import AgentEnd
 from cogflare.protocol.codec import ProtocolError
 from cogflare.protocol.messages import PING, SUBPROTOCOL, Reject, Restarting, ServerMessage, Welcome
 
+_TURN = 256_000  # bytes of live data between two looks for a heartbeat that is due
+_HELD_BACK = 128_000  # bytes that the kernel may hold without having sent them
 _MAX_SIZE = 4_000_000  # bytes of one frame; far above what the protocol allows, far below what would hurt
 Handle = Callable[[ServerMessage], None]
 
@@ -90,6 +93,7 @@ class Link:
         self._proxy: Literal[True] | None = True if proxy else None
         self._socket: ClientConnection | None = None
         self._ready = asyncio.Event()
+        self._flows = asyncio.Event()
         self._closing = asyncio.Event()
         self._was_open = False
         self._restarting = False
@@ -121,6 +125,12 @@ class Link:
     def wake(self) -> None:
         """Send what the end has queued, together with whatever else is queued in this turn of the loop."""
         self._ready.set()
+
+    async def room(self) -> None:
+        """Wait until little enough is queued; without a link nothing is."""
+        while self._end.is_full:
+            self._flows.clear()
+            await self._flows.wait()
 
     async def close(self) -> None:
         """Send what is queued, close the socket and let `run` return; bounded in time."""
@@ -163,6 +173,7 @@ class Link:
             raise _LinkEnded(f"the server broke the protocol: {error.reason}") from error
         finally:
             self._end.disconnected()
+            self._flows.set()
             self._socket = None
             for task in tasks:
                 task.cancel()
@@ -183,7 +194,9 @@ class Link:
             proxy=self._proxy,
         )
         try:
-            return await dialing
+            connection = await dialing
+            _hold_little(connection)
+            return connection
         except InvalidStatus as error:
             raise self._refusal(error.response.status_code) from error
         except InvalidMessage as error:
@@ -237,12 +250,15 @@ class Link:
             while True:
                 await self._ready.wait()
                 self._ready.clear()
-                for frame in self._end.take_frames():
-                    self._said = True
-                    await socket.send(frame)
-                if self._beat_due:
-                    self._beat_due = False
-                    await self._send_beat(socket)
+                while self._beat_due or self._end.has_queued():
+                    # Not all at once, since a heartbeat must not wait for seconds behind a flood.
+                    for frame in self._end.take_frames(_TURN):
+                        self._said = True
+                        await socket.send(frame)
+                    if self._beat_due:
+                        self._beat_due = False
+                        await self._send_beat(socket)
+                    self._flows.set()
 
     async def _send_beat(self, socket: ClientConnection) -> None:
         """Renew what is held; an idle worker says one constant word, and none if it spoke and was answered just now."""
@@ -278,3 +294,12 @@ class Link:
             async with asyncio.timeout(self._timing.close_s):
                 await socket.close()
         socket.transport.abort()
+
+
+def _hold_little(connection: ClientConnection) -> None:
+    """Keep the kernel from taking megabytes for a slow network: what it holds, no heartbeat can overtake."""
+    option = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
+    socket = connection.transport.get_extra_info("socket")
+    if option is not None and socket is not None:
+        with contextlib.suppress(OSError):  # not TCP, behind some proxies
+            socket.setsockopt(sockets.IPPROTO_TCP, option, _HELD_BACK)

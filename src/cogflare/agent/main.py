@@ -20,10 +20,12 @@ from cogflare.agent.console import Console
 from cogflare.agent.identity import claim_state, default_state
 from cogflare.agent.inputs import InputFiles
 from cogflare.agent.journal import Journal
+from cogflare.agent.ledger import Ledger
 from cogflare.agent.link import Link, refusal_text
 from cogflare.agent.runners import base
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
+from cogflare.agent.runners.handover import KEEP_S, Takeover
 from cogflare.agent.shelf import Shelf
 from cogflare.agent.transfer import Transfer
 from cogflare.domain.ids import new_id
@@ -31,6 +33,7 @@ from cogflare.protocol.agent_end import AgentEnd
 from cogflare.protocol.messages import Offer
 
 SETUP_FAILED = 1
+_STOPS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _MAX_SCHEMA = 800_000  # bytes; the hello has to fit a frame
 
 
@@ -52,6 +55,7 @@ class WorkerOptions:
     state: Path | None = None
     cache: Path | None = None
     allow_private_inputs: bool = False
+    keep_model_s: float = KEEP_S
     json: bool = False
 
 
@@ -65,9 +69,13 @@ async def run_worker(options: WorkerOptions) -> int:
         state = stack.enter_context(claim_state(root, options.server.base, model, clock.wall))
         transfer = Transfer(options.server, options.token, state.worker)
         stack.push_async_callback(transfer.aclose)
-        runner = _runner(options, transfer)
+        ledger = Ledger(state.path, lambda text: console.say("journal", text))
+        left = ledger.read()
+        names = None if left is None else frozenset(base.run_name(*held.key) for held in left)
+        runner = _runner(options, transfer, Takeover(state.path, names, options.keep_model_s, ledger.close))
         stack.push_async_callback(runner.close)
-        inputs = InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs)
+        folder = state.path / "inputs"
+        inputs = InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs, folder=folder)
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
         # Better now than after the minutes that some models take to load.
@@ -77,12 +85,19 @@ async def run_worker(options: WorkerOptions) -> int:
             return REFUSED
         console.say("setup", f"setting up {model}" + (f": waiting for {options.url}" if options.url else ""))
         offer = await _set_up(runner, console, signals)
-        if isinstance(offer, int):
-            return offer
+        if isinstance(offer, base.SetupFailed):
+            console.say("setup_failed", f"the model was not set up: {offer}")
+            await transfer.setup_failed(_shown(options.name), model, str(offer))
+            return SETUP_FAILED
+        if offer is None:
+            return STOPPED
         end = agent_end(offer, state.worker, new_id(clock.wall()), options.name, console)
         link = Link(end, options.server, options.token, console, clock=clock, proxy=not options.server.is_here)
         journal = Journal(state.path, lambda text: console.say("journal", text))
-        agent = Agent(runner, end, link, journal, transfer, inputs, console=console, clock=clock)
+        resumed = left if left is not None and offer.is_taken_over else []
+        agent = Agent(
+            runner, end, link, journal, transfer, inputs, console=console, clock=clock, ledger=ledger, left=resumed
+        )
         signals.handle(agent.interrupt)
         return await agent.run()
 
@@ -95,34 +110,40 @@ def agent_end(offer: base.Offer, worker: str, instance: str, name: str, console:
         schema = UNSET
     told = Offer(offer.owner, offer.name, offer.version, offer.slots, schema, offer.cog_version)
     about = {"version": version("cogflare"), "python": platform.python_version(), "os": platform.platform()}
-    return AgentEnd(worker, instance, (name or socket.gethostname())[:100], [told], about)
+    return AgentEnd(worker, instance, _shown(name), [told], about)
 
 
-def _runner(options: WorkerOptions, sink: base.UploadSink) -> base.Runner:
+def _shown(name: str) -> str:
+    """Return how people see the worker."""
+    return (name or socket.gethostname())[:100]
+
+
+def _runner(options: WorkerOptions, sink: base.UploadSink, takeover: Takeover) -> base.Runner:
+    owner, model = options.owner, options.model
     if options.url is not None:
-        return CogHttpRunner(options.owner, options.model, options.url, sink, slots=options.slots or 1)
+        return CogHttpRunner(owner, model, options.url, sink, slots=options.slots or 1, takeover=takeover)
     cache = options.cache or Path.home() / ".cache" / "cogflare"
-    return CogFolderRunner(options.owner, options.model, options.folder or Path(), cache, sink, slots=options.slots)
+    folder = options.folder or Path()
+    return CogFolderRunner(owner, model, folder, cache, sink, slots=options.slots, takeover=takeover)
 
 
-async def _set_up(runner: base.Runner, console: Console, signals: "_Signals") -> base.Offer | int:
-    """Set the model up; return its offer, or the exit code when there is none."""
+async def _set_up(runner: base.Runner, console: Console, signals: "_Signals") -> base.Offer | base.SetupFailed | None:
+    """Set the model up; return its offer, or why there is none; None when a signal came first."""
     setting_up = asyncio.create_task(runner.setup(console.model))
     signals.handle(lambda: setting_up.cancel() and None)
     try:
         return await setting_up
     except base.SetupFailed as error:
-        console.say("setup_failed", f"the model was not set up: {error}")
-        return SETUP_FAILED
+        return error
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return STOPPED
+        return None
 
 
 class _Signals:
-    """SIGINT and SIGTERM, given to whoever handles them at the time."""
+    """SIGINT, SIGTERM and SIGHUP (the terminal was closed), given to whoever handles them at the time."""
 
     def __init__(self) -> None:
         self._act: Callable[[], object] = lambda: None
@@ -134,7 +155,9 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup wants it
+                continue
             # Not possible on Windows and outside the main thread, where Ctrl-C stays what it was.
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, lambda: self._act())

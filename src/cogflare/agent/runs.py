@@ -5,15 +5,28 @@ events are over, not when the answer is known, so that a slot is free only when 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from msgspec import UNSET, Raw
 
 from cogflare.agent.inputs import Fetched, InputError
-from cogflare.agent.runners.base import Event, Finished, Job, Log, Metric, Output, RunLost, Runner, Started
+from cogflare.agent.ledger import HeldRun
+from cogflare.agent.runners.base import (
+    Event,
+    Finished,
+    Job,
+    Log,
+    Metric,
+    Output,
+    OutputRefused,
+    RunLost,
+    Runner,
+    Started,
+)
 from cogflare.agent.transfer import Superseded, Ticket, TransferError
 from cogflare.agent.values import BadValue, error_of, fits, metrics_of, to_raw
 from cogflare.domain.clock import Clock
@@ -35,27 +48,40 @@ class Inputs(Protocol):
 
     def learn(self, openapi_schema: Raw | None) -> None: ...
     async def fetch(self, given: Raw) -> Fetched: ...
+    async def restore(self, urls: list[str], folder: str) -> Fetched: ...
+    def sweep(self, kept: Collection[str]) -> None: ...
     def drop(self, fetched: Fetched) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """An attempt under way. `overdue` is set when the model ignored its cancel for too long."""
+    """An attempt under way. `overdue` is set when the model ignored its cancel for too long.
+
+    `fetched` is its input, once that is here; for a run that an earlier agent began, the files of it alone.
+    """
 
     key: AttemptKey
     ticket: Ticket
     began: float
     task: "asyncio.Task[None] | None" = None
+    fetched: Fetched | None = None
+    is_resumed: bool = False
     in_model: bool = False
     canceled: bool = False
     overdue: bool = False
     over: bool = False
     items: int = 0
+    is_cut: bool = False  # the rest of the items passes the server's limits
     is_bulky: bool = False  # an item did not fit a frame, so the rest waits for the whole output
 
 
 class Conductor:
-    """Carries runs through. `changed` is called when there is something to send, `ended` once a finish is recorded."""
+    """Carries runs through.
+
+    `changed` is called when there is something to send, `fetched` once the input's files are here, `ended` once a
+    finish is recorded. `room` waits until there is room for more to send: a model that says more than the link takes
+    has to wait, not this process to grow.
+    """
 
     def __init__(
         self,
@@ -65,7 +91,9 @@ class Conductor:
         inputs: Inputs,
         clock: Clock,
         changed: Callable[[], None],
+        fetched: Callable[[Run, Assign], None],
         ended: Callable[[Run, Finish], None],
+        room: Callable[[], Awaitable[None]],
     ) -> None:
         self._runner = runner
         self._end = end
@@ -73,18 +101,37 @@ class Conductor:
         self._inputs = inputs
         self._clock = clock
         self._changed = changed
+        self._fetched = fetched
         self._ended = ended
+        self._room = room
 
     async def carry(self, run: Run, assign: Assign, earlier: list["asyncio.Task[None]"]) -> None:
         """Carry the run through, once the earlier ones are over; it never raises but when the worker stops."""
-        fetched: Fetched | None = None
+        await self._to_its_end(run, self._take(run, assign, earlier))
+
+    async def resume(self, run: Run, held: HeldRun) -> None:
+        """Carry through a run that an earlier agent gave to the model; like `carry`."""
+        await self._to_its_end(run, self._take_up(run, held))
+
+    async def _take(self, run: Run, assign: Assign, earlier: list["asyncio.Task[None]"]) -> Job:
+        if earlier:
+            await asyncio.wait(earlier)
+        given = assign.input if assign.input is not UNSET else await self._carrier.fetch_input(run.ticket)
+        run.fetched = fetched = await self._inputs.fetch(given)
+        if fetched.folder is not None:
+            self._fetched(run, assign)
+            await asyncio.sleep(0)  # what was written down reaches the disk with the turn of the loop
+        return Job(id=run.key[0], attempt=run.key[1], input=fetched.input)
+
+    async def _take_up(self, run: Run, held: HeldRun) -> Job:
+        run.fetched = fetched = await self._inputs.restore(held.urls, held.folder)
+        return Job(id=run.key[0], attempt=run.key[1], input=fetched.input, resumed=held.began)
+
+    async def _to_its_end(self, run: Run, taking: Awaitable[Job]) -> None:
         try:
-            if earlier:
-                await asyncio.wait(earlier)
-            given = assign.input if assign.input is not UNSET else await self._carrier.fetch_input(run.ticket)
-            fetched = await self._inputs.fetch(given)
+            job = await taking
             run.in_model = True
-            await self._drive(run, Job(id=run.key[0], attempt=run.key[1], input=fetched.input))
+            await self._drive(run, job)
             self._finish(run, "lost", "the model's events ended without a result")
         except asyncio.CancelledError:
             if not run.canceled:
@@ -92,7 +139,7 @@ class Conductor:
             self._finish(run, "canceled", None)
         except Superseded:
             self._finish(run, "canceled", None)
-        except InputError as error:
+        except (InputError, OutputRefused) as error:
             self._finish(run, "failed", str(error))
         except (RunLost, TransferError) as error:
             self._finish(run, "lost", str(error))
@@ -100,8 +147,8 @@ class Conductor:
             # A fault of the runner is not the prediction's: it may run elsewhere.
             self._finish(run, "lost", f"the worker failed: {error!r}")
         finally:
-            if fetched is not None and (fetched.urls or fetched.folder):
-                self._inputs.drop(fetched)
+            if run.fetched is not None and (run.fetched.urls or run.fetched.folder):
+                self._inputs.drop(run.fetched)
             self._carrier.close(run.ticket)
         self._end.slot_free(run.key)
         self._changed()
@@ -118,6 +165,8 @@ class Conductor:
             async for event in events:
                 if not run.over:
                     await self._event(run, event)
+                if self._end.is_full:
+                    await self._room()
 
     async def _event(self, run: Run, event: Event) -> None:
         key = run.key
@@ -136,7 +185,7 @@ class Conductor:
         self._changed()
 
     def _output(self, run: Run, event: Output) -> None:
-        if event.index < run.items or run.is_bulky:
+        if event.index < run.items or run.is_bulky or run.is_cut:
             return
         try:
             item = to_raw(event.item)
@@ -146,15 +195,20 @@ class Conductor:
         if event.index > run.items or not fits(item):
             run.is_bulky = True
             return
-        self._end.output(run.key, [item])
-        run.items += 1
+        taken = self._end.output(run.key, [item])
+        run.items += taken
+        run.is_cut = not taken
 
     async def _finished(self, run: Run, event: Finished) -> None:
         """Record the result: as the count of its items where they were all sent, else as a value, else by upload."""
         whole = event.output
         error = event.error
+        if run.is_resumed and event.status == "failed" and _names_file(run.fetched, error or ""):
+            self._finish(run, "lost", "the model asked for an input file while no worker was there", event)
+            return
         status: FinishStatus = event.status
-        if run.items and not run.is_bulky and (whole is None or (isinstance(whole, list) and len(whole) == run.items)):
+        is_told = run.items and not run.is_bulky
+        if is_told and (run.is_cut or whole is None or (isinstance(whole, list) and len(whole) == run.items)):
             self._finish(run, status, error, event, items=run.items)
             return
         if whole is None:
@@ -197,3 +251,8 @@ class Conductor:
         )
         self._end.finish(finish, self._clock.monotonic())
         self._ended(run, finish)
+
+
+def _names_file(fetched: Fetched | None, error: str) -> bool:
+    """Say whether the error is about one of the files that this machine serves."""
+    return fetched is not None and any(urlsplit(url).path in error for url in fetched.urls)

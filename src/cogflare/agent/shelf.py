@@ -1,6 +1,7 @@
 """Fetched input files on loopback: the model reads each from a URL that nobody else can guess.
 
 It owns the HTTP server, which listens from the first file on, and no file: whoever puts one up takes it down again.
+A file that an earlier agent had put up can be put back under its URL, since the model may not have read it yet.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import mimetypes
 import secrets
 import socket
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -40,6 +41,14 @@ class Shelf:
         self._files[key] = file
         return f"http://{self._advertised}:{self._port}/{key}/{quote(filename, safe='')}"
 
+    async def put_back(self, file: Path, url: str) -> None:
+        """Serve the file under that URL again; raises `OSError` when its port is taken."""
+        parts = urlsplit(url)
+        async with self._starting:
+            if self._server is None:
+                await self._start(parts.port or 0)
+        self._files[parts.path.split("/")[1]] = file
+
     def take_down(self, url: str) -> None:
         """Stop serving the file."""
         self._files.pop(url.split("/")[3], None)
@@ -50,8 +59,8 @@ class Shelf:
             self._server.should_exit = True
             await self._serving
 
-    async def _start(self) -> None:
-        listener = socket.create_server((self._host, 0))
+    async def _start(self, port: int = 0) -> None:
+        listener = socket.create_server((self._host, port))
         self._port = listener.getsockname()[1]
         app = Starlette(routes=[Route("/{key}/{filename}", self._file)])
         self._server = LoopbackServer(

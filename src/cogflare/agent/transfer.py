@@ -4,10 +4,12 @@ It owns the HTTP client towards the server and a ticket per attempt under way. E
 pauses and for as long as the attempt is wanted: a worker outlives a server that is away.
 
     TransferError
-    └── Superseded      the server wants nothing more of this attempt
+    ├── Superseded      the server wants nothing more of this attempt
+    └── TooLarge        the server will never take this much
 """
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import tempfile
@@ -20,11 +22,13 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.agent.address import DIRECT, ServerAddress
-from cogflare.protocol.messages import AttemptKey
+from cogflare.agent.runners.base import OutputRefused
+from cogflare.protocol.messages import MAX_REASON, AttemptKey
 
 _CHUNK = 256 * 1024
 _IN_MEMORY = 4 * 1024 * 1024  # bytes of a file that stay in memory; more goes to a temporary file
 _TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
+_FAREWELL_S = 10.0
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -34,6 +38,10 @@ class TransferError(Exception):
 
 class Superseded(TransferError):
     """The server wants nothing more of this attempt."""
+
+
+class TooLarge(TransferError, OutputRefused):
+    """The server will never take this much: the prediction's own failure."""
 
 
 @dataclass(slots=True)
@@ -116,6 +124,15 @@ class Transfer:
         except httpx2.HTTPError:
             return None
         return answer.status_code
+
+    async def setup_failed(self, name: str, model: str, reason: str) -> None:
+        """Tell the server, if it listens, why this worker does not come: the model was not set up."""
+        told = reason if len(reason) <= MAX_REASON else f"{reason[:200]} … {reason[-(MAX_REASON - 203) :]}"
+        body = msgspec.json.encode({"name": name, "model": model, "reason": told})
+        url = self._server.resolve("worker/v1/setup-failures")
+        with contextlib.suppress(httpx2.HTTPError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._request("POST", url, body, _JSON)
 
     async def put(
         self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes], size: int | None
@@ -200,6 +217,8 @@ def _passes(status: int) -> bool:
 def _verdict(response: httpx2.Response) -> TransferError:
     if response.status_code in (404, 409) and "/worker/v1/" in response.request.url.path:
         return Superseded("the attempt is no longer wanted")
+    if response.status_code == 413:
+        return TooLarge(_detail(response) or "Output is too large")
     where = response.request.url.copy_with(query=None)  # a query may be a signature
     return TransferError(f"{response.request.method} {where} was answered {response.status_code}: {_detail(response)}")
 

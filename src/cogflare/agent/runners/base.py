@@ -35,8 +35,15 @@ class RestartRefused(RunnerError):
     """The model is not this runner's to restart."""
 
 
+class OutputRefused(Exception):
+    """A sink will never take this output; the message says why, in words for whoever made the prediction."""
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker offers once its model is ready: ``version`` in 64 hex digits, ``schema`` as Cog says it."""
+    """What a worker offers once its model is ready: ``version`` in 64 hex digits, ``schema`` as Cog says it.
+
+    ``is_taken_over`` says that the model is one that an earlier agent left, which may still have that agent's runs.
+    """
 
     owner: str
     name: str
@@ -44,14 +51,25 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     schema: dict[str, Any] | None
     cog_version: str
     slots: int
+    is_taken_over: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt at one prediction. ``input`` is a JSON object, decoded or raw."""
+    """One attempt at one prediction. ``input`` is a JSON object, decoded or raw.
+
+    ``resumed`` is set for a run that an earlier agent gave to the model: the wall time, in microseconds, when that was.
+    Such a run is followed and never started; without a sign of it, it ends in ``RunLost`` without a ``Started``.
+    """
 
     id: str
     attempt: int
     input: dict[str, Any] | msgspec.Raw
+    resumed: int | None = None
+
+
+def run_name(prediction_id: str, attempt: int) -> str:
+    """Return what Cog calls a run: another name for each attempt, so that a retry is a new run."""
+    return f"{prediction_id}-{attempt}"
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
@@ -99,7 +117,10 @@ class UploadSink(Protocol):
     async def put(
         self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes], size: int | None
     ) -> str:
-        """Store the file and return the reference that stands for it in the output; raise when it cannot be stored."""
+        """Store the file and return the reference that stands for it in the output; raise when it cannot be stored.
+
+        `OutputRefused` says that no other try will do better, here or elsewhere.
+        """
 
 
 class Runner(Protocol):
@@ -122,6 +143,9 @@ class Runner(Protocol):
 
     async def wait_broken(self) -> str:
         """Return, once the model can take no further run, the reason why; a restart makes it whole again."""
+
+    async def health(self) -> str | None:
+        """Look whether the model could take a run now, or is busy with some; return why not, None if all is well."""
 
     async def close(self) -> None:
         """Let go of the model within some seconds, ending what this runner started; may be called twice."""

@@ -1,21 +1,24 @@
 """Drives a Cog server that somebody else runs, by its URL: a container, a service, a server started by hand.
 
 The server must reach this machine for its webhooks: ``hook_host`` is the address to listen on and ``hook_address`` the
-one to tell it (for a container the address of its host), both loopback unless said otherwise.
+one to tell it (for a container the address of its host), both loopback unless said otherwise. The server outlives the
+agent by nature; an agent that comes after a killed one goes on with the runs that are still in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
+import httpx2
 import msgspec
 
 from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RestartRefused, RunLost, UploadSink
-from cogflare.agent.runners.cogserver import CogServer
+from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
+from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.receiver import Receiver
 
@@ -37,10 +40,13 @@ class CogHttpRunner:
         hook_host: str = "127.0.0.1",
         hook_address: str | None = None,
         reach_s: float = _REACH_S,
+        takeover: Takeover | None = None,
     ) -> None:
         self._owner, self._name, self._url, self._slots, self._digest = owner, name, url, slots, digest
         self._sink, self._reach_s = sink, reach_s
-        self._receiver = Receiver(sink, hook_host, hook_address)
+        self._takeover = takeover
+        self._hook = (hook_host, hook_address)
+        self._receiver = Receiver(sink, *self._hook)
         self._broken = Breakage()
         self._driver: CogDriver | None = None
 
@@ -50,11 +56,15 @@ class CogHttpRunner:
         try:
             health = await wait_ready(server, log, self._reach_s)
             schema = await server.schema()
-            await self._receiver.start()
+            shape = OutputShape(schema)
+            is_taken_over = await self._take_over(server, shape, health, log)
+            if not is_taken_over:
+                await self._receiver.start()
         except BaseException:
             await server.close()
             raise
-        shape = OutputShape(schema)
+        if self._takeover:
+            self._takeover.leave(Handover(self._content(), *self._receiver.address, boot=health.boot), log)
         if shape.has_files and not health.is_coglet:
             log("This Cog server is older than 0.17: its files get out only if it was started with --upload-url\n")
         self._driver = CogDriver(server, self._receiver, self._sink, shape, health, self._slots, self._broken)
@@ -65,7 +75,33 @@ class CogHttpRunner:
             schema=schema,
             cog_version=health.cog_version,
             slots=self._slots,
+            is_taken_over=is_taken_over,
         )
+
+    async def _take_over(self, server: CogServer, shape: OutputShape, health: Health, log: LogSink) -> bool:
+        """Take an earlier agent's place as the receiver of its runs, or ask the server to stop those runs."""
+        takeover = self._takeover
+        left = takeover.left(log) if takeover else None
+        if takeover is None or left is None or not takeover.held or left.boot != health.boot:
+            return False
+        if left.content == self._content() and (self._slots == 1 or (health.is_coglet and shape.schema)):
+            receiver = Receiver(
+                self._sink, *self._hook, port=left.receiver_port, secret=left.receiver_secret, expected=takeover.held
+            )
+            try:
+                await receiver.start()
+            except OSError as error:
+                log(f"the runs of an earlier worker cannot be resumed: {error}\n")
+            else:
+                self._receiver = receiver
+                return True
+        for run_id in takeover.held:
+            with suppress(httpx2.HTTPError):
+                await server.cancel(run_id)
+        return False
+
+    def _content(self) -> str:
+        return fingerprint(self._owner, self._name, self._url, self._slots, *self._hook, environ={})
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Run the job; raises `RunLost`."""
@@ -88,11 +124,17 @@ class CogHttpRunner:
         """Wait until the server can take no further run; return why."""
         return await self._broken.wait()
 
+    async def health(self) -> str | None:
+        """Ask the server how it is; return what is wrong."""
+        return await self._driver.health() if self._driver else self._broken.reason or "the model is not set up"
+
     async def close(self) -> None:
         """Let go of the server, which stays up."""
         if self._driver:
             await self._driver.close("the agent is closing")
             self._driver = None
+            if self._takeover:
+                self._takeover.withdraw()
         await self._receiver.close()
 
 

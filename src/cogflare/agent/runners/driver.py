@@ -17,7 +17,7 @@ from cogflare.agent.runners.receiver import Receiver
 
 _WATCH_S, _IDLE_WATCH_S = 1.0, 5.0
 _PATIENCE = 3
-_GONE_S = 15.0
+_CANCELED_S = 2.0  # a canceled run that is not there any more is over; its last word may be on the way
 _TAIL_LINES = 20
 _LAST_WORDS_S = 0.03  # from the answer "ready" until the last line of the setup is written, at most
 
@@ -88,6 +88,18 @@ class CogDriver:
         if following := self._runs.get(prediction_id):
             await following.cancel()
 
+    async def health(self) -> str | None:
+        """Return why the server could not take a run, None if it is ready or busy with runs."""
+        if self._broken.reason:
+            return self._broken.reason
+        try:
+            health = await self._server.health()
+        except (httpx2.HTTPError, ValueError) as error:
+            return f"the Cog server does not answer: {error!r}"
+        if health.status in ("READY", "BUSY"):
+            return None
+        return f"the Cog server is {health.status}" + (f": {health.complaint}" if health.complaint else "")
+
     async def close(self, reason: str) -> None:
         """End every run for that reason and let go of the server."""
         self._watching.cancel()
@@ -140,7 +152,7 @@ class CogDriver:
             self.broke(reason)
 
     async def _look_for(self, following: Following, health: Health) -> None:
-        """Ask for news of a run, and lose it when the server has not known it for `_GONE_S`.
+        """Ask for news of a run, and lose it when the server has not known it for as long as its patience lasts.
 
         The news matter: of two log lines in quick succession Cog holds the second back until there is a third.
         """
@@ -154,7 +166,10 @@ class CogDriver:
                 following.deliver(news)
         if is_there:
             self._gone_since.pop(following.run_id, None)
-        elif time.monotonic() - self._gone_since.setdefault(following.run_id, time.monotonic()) >= _GONE_S:
+            return
+        now = time.monotonic()
+        patience_s = _CANCELED_S if following.is_canceled else following.patience_s
+        if now - self._gone_since.setdefault(following.run_id, now) >= patience_s:
             following.lose("the Cog server does not know the run any more")
 
 

@@ -2,7 +2,8 @@
 
 The run is started so that it goes on without us; its end comes by webhook. What happens on the way comes by the event
 stream where the model has one, else by webhook. Everything that arrives goes through one queue, so that the order of
-what we say is the order in which we learnt it.
+what we say is the order in which we learnt it. A run that an earlier agent had started is followed in the same way, and
+told from its beginning again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from typing import Any, Literal
 import httpx2
 import msgspec
 
-from cogflare.agent.runners.base import Event, Finished, Job, Output, RunLost, Started, UploadSink
+from cogflare.agent.runners.base import (
+    Event,
+    Finished,
+    Job,
+    Output,
+    OutputRefused,
+    RunLost,
+    Started,
+    UploadSink,
+    run_name,
+)
 from cogflare.agent.runners.cogserver import CogServer, NotUnderWay
 from cogflare.agent.runners.inbox import Inbox
 from cogflare.agent.runners.outputs import OutputFiles, OutputShape
@@ -27,16 +38,23 @@ _ENDED = ("succeeded", "failed", "canceled")
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.25
 _REATTACH_S = 0.2
 _POLL_S = 0.5
+_MAX_SIGNALS = 100
+
+# Cog sends the word of a run's end again after as long as it has tried already, but after `_LAST_TRY_S` at most. Only
+# when that has passed is it sure that nothing more comes for a run which ended while no agent was there.
+_GONE_S, _LAST_TRY_S = 15.0, 110.0
 
 # How Cog words the death of the model's process, which it reports as a failed prediction.
 _CRASHES = ("Worker crashed", "Prediction failed for an unknown reason")
+# And that an output file did not reach the receiver, which is no fault of the model's either.
+_NOT_UPLOADED = "Failed to upload output"
 
 # What arrives: its kind, for the stream the name of the event, and the data.
-Signal = tuple[Literal["snapshot", "stream", "attached", "lost"], str, dict[str, Any]]
+Signal = tuple[Literal["snapshot", "latest", "stream", "attached", "lost"], str, dict[str, Any]]
 
 
 class Following:
-    """One run. ``run_id`` is what Cog calls it: another for each attempt, so that a retry is a new run."""
+    """One run. ``run_id`` is what Cog calls it; it is lost once Cog has not known it for ``patience_s`` seconds."""
 
     def __init__(
         self,
@@ -47,20 +65,30 @@ class Following:
         shape: OutputShape,
         on_crash: Callable[[str], None],
     ) -> None:
-        self.job, self.run_id = job, f"{job.id}-{job.attempt}"
-        self.is_started = self.is_canceled = False
+        self.job, self.run_id = job, run_name(job.id, job.attempt)
+        self.is_started, self.is_canceled = job.resumed is not None, False
+        self.patience_s = _patience_s(job)
+        self._is_seen = False
         self._server, self._receiver, self._shape, self._on_crash = server, receiver, shape, on_crash
-        inbox = Inbox(job.id, self.deliver)
+        inbox = Inbox(job.id, self.deliver, receiver.receipts)
         receiver.open(self.run_id, inbox)
         self._files = OutputFiles(shape, inbox, sink)
         self._progress = Progress(is_iterator=shape.is_iterator)
         self._streams = shape.is_streamed
         self._signals: asyncio.Queue[Signal] = asyncio.Queue()
+        self._taken = asyncio.Event()
+        self._latest: dict[str, Any] | None = None
         self._lost: str | None = None
+        self._refusal: str | None = None
 
     def deliver(self, body: dict[str, Any]) -> None:
-        """Take in a snapshot of the run."""
-        self._signals.put_nowait(("snapshot", "", body))
+        """Take in a snapshot of the run; a later one stands for those before it that nobody has looked at."""
+        if body.get("status") in _ENDED:
+            self._signals.put_nowait(("snapshot", "", body))
+            return
+        if self._latest is None:
+            self._signals.put_nowait(("latest", "", {}))
+        self._latest = body
 
     def lose(self, reason: str) -> None:
         """End the run as lost, or as canceled where that was asked for."""
@@ -75,18 +103,23 @@ class Following:
                 await self._server.cancel(self.run_id)
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Start the run and yield its events; raises `RunLost`."""
+        """Start the run, unless it is resumed, and yield its events; raises `RunLost`."""
         reader: asyncio.Task[None] | None = None
         try:
-            if refusal := await self._start():
-                yield refusal
-                return
-            yield Started(time.time_ns() // 1000)
+            began = self.job.resumed
+            if began is None:
+                if refusal := await self._start():
+                    yield refusal
+                    return
+                yield Started(time.time_ns() // 1000)
             if self._streams:
                 reader = asyncio.create_task(self._read_stream())
             end = None
             while end is None:
                 events, end = await self._next()
+                if began is not None and self._is_seen:
+                    yield Started(began)
+                    began = None
                 for event in events:
                     yield event
             yield await self._finish(end)
@@ -130,11 +163,15 @@ class Following:
     async def _next(self) -> tuple[list[Event], dict[str, Any] | None]:
         """The events of the next signal, and the snapshot of the run's end once it is there."""
         kind, event, data = await self._signals.get()
+        self._taken.set()
+        if kind == "latest":
+            data, self._latest = self._latest or {}, None
         if kind == "lost":
             return [], {"status": "lost"}
         if kind == "attached":
             self._progress.stream_begins()
             return [], None
+        self._is_seen = True
         if kind == "stream":
             return await self._stored(self._progress.stream(event, data)), None
         is_final = data.get("status") in _ENDED
@@ -142,16 +179,24 @@ class Following:
         return events, data if is_final else None
 
     async def _finish(self, body: dict[str, Any]) -> Finished:
+        if self._refusal is not None:
+            return Finished(status="failed", error=self._refusal)
         if body["status"] == "lost":
             return self._end_lost(self._lost or "")
         error = body.get("error")
         if body["status"] == "failed" and str(error).startswith(_CRASHES):
             self._on_crash(f"the model's process died: {error}")
             return self._end_lost(f"the model's process died: {error}")
+        if body["status"] == "failed" and str(error).startswith(_NOT_UPLOADED):
+            return self._end_lost(f"an output file did not reach the worker: {error}")
         metrics = body.get("metrics") or {}
+        try:
+            output = await self._guard(self._files.whole(body.get("output")))
+        except OutputRefused as refusal:
+            return Finished(status="failed", error=str(refusal))
         return Finished(
             status=body["status"],
-            output=await self._guard(self._files.whole(body.get("output"))),
+            output=output,
             error=error,
             metrics=metrics,
             predict_time_s=metrics.get("predict_time"),
@@ -164,14 +209,30 @@ class Following:
 
     async def _stored(self, events: list[Event]) -> list[Event]:
         """The events with the files of output items stored."""
-        for place, event in enumerate(events):
-            if isinstance(event, Output):
-                events[place] = Output(event.index, await self._guard(self._files.item(event.index, event.item)))
-        return events
+        stored: list[Event] = []
+        for event in events:
+            if not isinstance(event, Output):
+                stored.append(event)
+            elif self._refusal is None:
+                try:
+                    item = await self._guard(self._files.item(event.index, event.item))
+                except OutputRefused as error:
+                    await self._refuse(str(error))
+                else:
+                    stored.append(Output(event.index, item))
+        return stored
+
+    async def _refuse(self, reason: str) -> None:
+        """Stop a model whose output cannot be stored; its run ends as failed for that reason."""
+        self._refusal = reason
+        with suppress(httpx2.HTTPError):
+            await self._server.cancel(self.run_id)
 
     async def _guard(self, storing: Any) -> Any:
         try:
             return await storing
+        except OutputRefused:
+            raise
         except Exception as error:
             raise RunLost(f"an output file could not be stored: {error!r}") from error
 
@@ -186,6 +247,7 @@ class Following:
                             return await self._poll()
                         if event == "completed":
                             return self.deliver(data)
+                        await self._until_room()
                         self._signals.put_nowait(("stream", event, data))
             except NotUnderWay:
                 return None
@@ -193,9 +255,21 @@ class Following:
                 pass
             await asyncio.sleep(_REATTACH_S)
 
+    async def _until_room(self) -> None:
+        """Read no further while those who listen are behind: Cog has to wait, not this process to grow."""
+        while self._signals.qsize() >= _MAX_SIGNALS:
+            self._taken.clear()
+            await self._taken.wait()
+
     async def _poll(self) -> None:
         """Ask for snapshots instead, where the server has forgotten the first events of the stream."""
         with suppress(httpx2.HTTPError):
             while body := await self._server.poll(self.run_id):
                 self.deliver(body)
                 await asyncio.sleep(_POLL_S)
+
+
+def _patience_s(job: Job) -> float:
+    if job.resumed is None:
+        return _GONE_S
+    return min(_LAST_TRY_S, max(_GONE_S, time.time() - job.resumed / 1e6))

@@ -9,12 +9,17 @@ from typing import Any
 Deliver = Callable[[dict[str, Any]], None]
 
 
-class Inbox:
-    """One run's inbox."""
+class FileLost(Exception):
+    """The file was received by an earlier agent, and went with it."""
 
-    def __init__(self, prediction_id: str, deliver: Deliver) -> None:
+
+class Inbox:
+    """One run's inbox. What begins with ``receipts`` is a receipt of this agent or of an earlier one."""
+
+    def __init__(self, prediction_id: str, deliver: Deliver, receipts: str = "") -> None:
         self.prediction_id = prediction_id
         self.deliver = deliver
+        self._receipts = receipts
         self._files: dict[str, asyncio.Task[str]] = {}
 
     def keep(self, receipt: str, storing: asyncio.Task[str]) -> None:
@@ -23,10 +28,12 @@ class Inbox:
 
     def holds(self, item: object) -> bool:
         """Say whether ``item`` is the receipt of a file."""
-        return isinstance(item, str) and item in self._files
+        return isinstance(item, str) and bool(self._receipts) and item.startswith(self._receipts)
 
     async def stored(self, receipt: str) -> str:
-        """Wait until the sink has the file; return its reference, or raise what the sink raised."""
+        """Wait until the sink has the file; return its reference, or raise `FileLost` or what the sink raised."""
+        if receipt not in self._files:
+            raise FileLost("its file went with an earlier worker")
         return await asyncio.shield(self._files[receipt])
 
     async def close(self) -> None:

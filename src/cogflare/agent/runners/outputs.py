@@ -25,6 +25,7 @@ class OutputShape:
     """What the schema says of a model's output."""
 
     def __init__(self, document: Schema | None) -> None:
+        self.document = document
         self._components: Schema = (document or {}).get("components", {}).get("schemas", {})
         self.schema = self.resolve(self._components.get("Output", {}))
         self.is_iterator = self.schema.get("x-cog-array-type") == "iterator"

@@ -1,4 +1,8 @@
-"""The process group of a Cog server that this agent started: started, watched, ended as a whole."""
+"""The processes of a Cog server that an agent started: started, watched, taken over, ended as a whole.
+
+A minder (`minder.py`) stands between agent and server and leads their process group. It ends the group when no agent
+holds its cord any more, so a server outlives its agent by a bounded time, in which the next agent may take it over.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +10,47 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from cogflare.agent.runners import minder
+
 _GONE_S = 2.0
 _TAIL_BYTES = 8192
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
-# Becomes the server after tying its life to the agent's, between fork and exec, which a thread-safe parent cannot do.
-_TIED = (
-    "import ctypes, os, sys; "
-    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); "
-    "os.getppid() == int(sys.argv[1]) or sys.exit('the agent is gone'); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-)
+
+class Mark(msgspec.Struct, frozen=True):
+    """One process for all time: its id, and when it was born (the machine's boot and the ticks since)."""
+
+    pid: int
+    birth: str
+
+    @classmethod
+    def of(cls, pid: int) -> Mark | None:
+        """The mark of a process; None where there is none, or where the system does not tell (it is not Linux)."""
+        try:
+            # The fields after the name, which is in brackets, begin with the third; the birth is the 22nd.
+            born = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+            return cls(pid, f"{_BOOT.read_text().strip()}/{born}")
+        except (OSError, IndexError):
+            return None
 
 
 class ServerProcess:
-    """A Python program in a session of its own, its output in a file."""
+    """A program under a minder, in a session of its own. Its output and the minder's cord are files in `scratch`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, output: Path) -> None:
-        self._process, self._output = process, output
+    def __init__(self, pid: int, scratch: Path, cord: int, process: asyncio.subprocess.Process | None) -> None:
+        self.pid, self.scratch = pid, scratch
+        self._output = scratch / "server.log"
+        self._cord = cord
+        self._process = process
         self._read = 0
-        self.pid = process.pid
+        self._end: asyncio.Task[int | None] | None = None
 
     @classmethod
     async def start(
@@ -40,38 +60,59 @@ class ServerProcess:
         *,
         folder: Path,
         environ: Mapping[str, str],
-        output: Path,
-        dies_with_agent: bool = True,
+        scratch: Path,
+        keep_s: float = 0.0,
     ) -> ServerProcess:
-        """Start ``python arguments`` in the folder.
+        """Start ``python arguments`` in the folder; it outlives this agent by ``keep_s`` seconds at most."""
+        cord = scratch / "cord"
+        cord.unlink(missing_ok=True)
+        os.mkfifo(cord, 0o600)
+        reader = os.open(cord, os.O_RDONLY | os.O_NONBLOCK)
+        writer = os.open(cord, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            with (scratch / "server.log").open("wb") as sink:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", minder.__file__, str(keep_s), python, *arguments,
+                    cwd=folder, env=dict(environ), start_new_session=True,
+                    stdin=reader, stdout=sink, stderr=asyncio.subprocess.STDOUT,
+                )  # fmt: skip
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        return cls(process.pid, scratch, writer, process)
 
-        ``dies_with_agent`` is the one place that decides whether the server outlives a killed agent (Linux only: on
-        other systems it does either way). An agent that adopts living servers says no here.
-        """
-        tie = ["-c", _TIED, str(os.getpid())] if dies_with_agent else []
-        with output.open("wb") as sink:
-            process = await asyncio.create_subprocess_exec(
-                python, *tie, *arguments,
-                cwd=folder, env=dict(environ), start_new_session=True,
-                stdin=asyncio.subprocess.DEVNULL, stdout=sink, stderr=asyncio.subprocess.STDOUT,
-            )  # fmt: skip
-        return cls(process, output)
+    @classmethod
+    def adopt(cls, mark: Mark, scratch: Path) -> ServerProcess | None:
+        """Take the server of an earlier agent over; None when it, or its minder, is not there any more."""
+        try:
+            cord = os.open(scratch / "cord", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return None
+        # Only now is the minder sure to stay, unless it has just gone.
+        if Mark.of(mark.pid) != mark or not _is_living(mark.pid):
+            os.close(cord)
+            return None
+        process = cls(mark.pid, scratch, cord, None)
+        with suppress(OSError):
+            process._read = process._output.stat().st_size
+        return process
 
     async def ended(self) -> str:
         """Wait until the program has ended; return how, with the end of its output."""
-        status = await self._process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        status = await self._ended()
+        how = "ended" if status is None else f"ended with status {status}"
+        if status is not None and status < 0:
+            how = f"was killed by signal {-status}"
         return f"the model's server {how}\n{self.tail()}".rstrip()
-
-    def has_ended(self) -> bool:
-        """Whether the program is over."""
-        return self._process.returncode is not None
 
     def tail(self) -> str:
         """The end of what it wrote."""
-        with self._output.open("rb") as output:
+        with suppress(OSError), self._output.open("rb") as output:
             output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return plain(output.read())
+        return ""
 
     def news(self) -> str:
         """What it has written since the last call, in whole lines."""
@@ -83,36 +124,102 @@ class ServerProcess:
 
     async def stop(self, grace_s: float) -> None:
         """End the whole group: ask, and after ``grace_s`` seconds kill. Returns once none of it is left."""
-        if grace_s > 0 and not self.has_ended():
-            self._signal(signal.SIGTERM)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_s)
-        self._signal(signal.SIGKILL)
-        await self._process.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GONE_S):
-                while self._signal(0) and _has_living(self.pid):  # noqa: ASYNC110 - no one tells when a grandchild ends
-                    await asyncio.sleep(0.01)
+        ended = asyncio.ensure_future(self._ended())
+        if grace_s > 0 and not ended.done():
+            _signal(self.pid, signal.SIGTERM)
+            await asyncio.wait({ended}, timeout=grace_s)
+        _signal(self.pid, signal.SIGKILL)
+        await ended
+        await _gone(self.pid)
+        if self._cord >= 0:
+            os.close(self._cord)
+            self._cord = -1
 
-    def _signal(self, number: int) -> bool:
-        """Signal the group; whether there still is one."""
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
+    async def _ended(self) -> int | None:
+        """Wait for the end; return the exit status where this agent is the parent and hears of it."""
+        if self._end is None:
+            self._end = asyncio.create_task(self._process.wait() if self._process else _end_of(self.pid))
+        return await asyncio.shield(self._end)
+
+
+async def sweep(mark: Mark) -> None:
+    """Kill the process group that this process leads or has led, if any of it is left; nothing else is touched."""
+    leader = Mark.of(mark.pid)
+    if leader == mark:
+        _signal(mark.pid, signal.SIGKILL)
+        await _gone(mark.pid)
+    elif leader is None and _is_of_this_boot(mark):
+        _kill_orphans(mark.pid)
+        await _gone(mark.pid)
+
+
+def _kill_orphans(group: int) -> None:
+    """Kill the members of a group without its leader.
+
+    While one lives the kernel gives the group's number to nobody else; still, only a Cog server's children go.
+    """
+    for pid in _members(group):
+        with suppress(OSError):
+            if b"COG_PREDICT_TYPE_STUB=" in Path(f"/proc/{pid}/environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_of_this_boot(mark: Mark) -> bool:
+    return _BOOT.exists() and mark.birth.startswith(_BOOT.read_text().strip())
+
+
+async def _end_of(pid: int) -> None:
+    """Wait for the end of a process that is not a child of this one."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+
+
+async def _gone(group: int) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GONE_S):
+            while _signal(group, 0) and _has_living(group):  # noqa: ASYNC110 - no one tells when a grandchild ends
+                await asyncio.sleep(0.01)
+
+
+def _signal(group: int, number: int) -> bool:
+    """Signal the group; whether there still is one."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _has_living(group: int) -> bool:
-    """Say whether a process of the group still runs; a dead one that nobody has reaped yet does not."""
-    stats = list(Path("/proc").glob("[0-9]*/stat"))
-    for path in stats:
-        with suppress(OSError):
+    """Say whether a process of the group still runs; where the system does not tell, it may."""
+    return bool(_members(group)) or not _BOOT.exists()
+
+
+def _members(group: int) -> list[int]:
+    """The processes of the group that still run; a dead one that nobody has reaped yet does not."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
             # The fields after the name, which is in brackets: state, parent, group.
-            state, _, found, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
-            if found == str(group) and state != "Z":
-                return True
-    return not stats
+            state, _, of, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+            if of == str(group) and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def _is_living(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def plain(output: bytes) -> str:

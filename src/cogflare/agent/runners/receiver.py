@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import IO, Any
 
 import msgspec
@@ -31,15 +31,23 @@ _IN_MEMORY = 4 * 1024 * 1024
 class Receiver:
     """The HTTP server. ``advertised`` is the host under which the Cog server reaches it, when that is not ``host``.
 
-    A fixed ``port`` and ``secret`` let a later process receive what was meant for an earlier one.
+    A fixed ``port`` and ``secret`` let a later process receive what was meant for an earlier one; what comes for a run
+    of ``expected`` before its inbox is open waits for that, because Cog would not send it again.
     """
 
     def __init__(
-        self, sink: UploadSink, host: str = "127.0.0.1", advertised: str | None = None, port: int = 0, secret: str = ""
+        self,
+        sink: UploadSink,
+        host: str = "127.0.0.1",
+        advertised: str | None = None,
+        port: int = 0,
+        secret: str = "",
+        expected: Iterable[str] = (),
     ) -> None:
         self._sink = sink
         self._host, self._advertised, self._port = host, advertised or host, port
         self._secret = secret or secrets.token_urlsafe(24)
+        self._awaited = {run_id: asyncio.Event() for run_id in expected}
         self._inboxes: dict[str, Inbox] = {}
         self._server: LoopbackServer | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -54,12 +62,24 @@ class Receiver:
 
     async def close(self) -> None:
         """Stop listening and drop unfinished uploads; may be called twice."""
+        for opened in self._awaited.values():
+            opened.set()
         if self._server and self._serving:
             self._server.should_exit = True
             await self._serving
         for inbox in list(self._inboxes.values()):
             await inbox.close()
         self._inboxes.clear()
+
+    @property
+    def address(self) -> tuple[int, str]:
+        """The port and the secret, for a later receiver that shall take this one's place."""
+        return self._port, self._secret
+
+    @property
+    def receipts(self) -> str:
+        """How every receipt begins."""
+        return f"{self._base()}/receipts/"
 
     @property
     def upload_url(self) -> str:
@@ -76,6 +96,8 @@ class Receiver:
     def open(self, run_id: str, inbox: Inbox) -> None:
         """Put what comes for ``run_id``, which is what the Cog server calls the run, into the inbox, until `forget`."""
         self._inboxes[run_id] = inbox
+        if opened := self._awaited.pop(run_id, None):
+            opened.set()
 
     async def forget(self, run_id: str) -> None:
         """Close that run's inbox."""
@@ -86,18 +108,18 @@ class Receiver:
         return secrets.compare_digest(request.path_params["secret"].encode(), self._secret.encode())
 
     async def _hook(self, request: Request) -> Response:
-        inbox = self._inboxes.get(request.path_params["run"])
-        if not self._is_secret(request) or inbox is None:
+        inbox = await self._inbox(request, request.path_params["run"])
+        if inbox is None:
             # Not 5xx: a snapshot that nobody waits for must not be retried for minutes.
             return Response(status_code=404)
         inbox.deliver(msgspec.json.decode(await request.body(), type=dict[str, Any]))
         return Response()
 
     async def _file(self, request: Request) -> Response:
-        inbox = self._inbox_of_upload(request.headers.get("x-prediction-id"))
-        if not self._is_secret(request) or inbox is None:
+        inbox = await self._inbox(request, request.headers.get("x-prediction-id"))
+        if inbox is None:
             return Response(status_code=404)
-        filename, receipt = request.path_params["filename"], f"{self._base()}/receipts/{secrets.token_hex(16)}"
+        filename, receipt = request.path_params["filename"], f"{self.receipts}{secrets.token_hex(16)}"
         spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it outlives this request
         try:
             async for chunk in request.stream():
@@ -111,9 +133,14 @@ class Receiver:
         inbox.keep(receipt, storing)
         return Response(headers={"location": receipt})
 
-    def _inbox_of_upload(self, run_id: str | None) -> Inbox | None:
+    async def _inbox(self, request: Request, run_id: str | None) -> Inbox | None:
+        """The inbox of that run, if the request knows the secret."""
+        if not self._is_secret(request):
+            return None
         if run_id is None and len(self._inboxes) == 1:
             return next(iter(self._inboxes.values()))  # the first Cog versions do not say whose file it is
+        if opened := self._awaited.get(run_id or ""):
+            await opened.wait()
         return self._inboxes.get(run_id or "")
 
     async def _store(self, prediction_id: str, filename: str, content_type: str, spool: IO[bytes]) -> str:

@@ -1,0 +1,309 @@
+"""An agent that is killed leaves its model behind: the next one goes on with it, or ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogflare.agent.runners.base import Event, Finished, Job, Log, Offer, Output, RunLost, Runner, Started
+from cogflare.agent.runners.cogfolder import CogFolderRunner
+from cogflare.agent.runners.coghttp import CogHttpRunner
+from cogflare.agent.runners.handover import Takeover
+from cogflare.agent.runners.process import Mark
+from support.runners import MODELS, MemorySink, family, finished
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are known for sure on Linux alone"),
+]
+
+# An agent's runner in a process of its own: says when the run has shown something, and never ends by itself.
+AGENT = """
+import asyncio, json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from support.runners import MemorySink
+from cogflare.agent.runners.base import Job, Log
+from cogflare.agent.runners.cogfolder import CogFolderRunner
+from cogflare.agent.runners.coghttp import CogHttpRunner
+from cogflare.agent.runners.handover import Takeover
+async def main():
+    told = json.loads(sys.argv[1])
+    takeover = Takeover(Path(told["state"]), frozenset(), told["keep_s"])
+    if told["url"]:
+        runner = CogHttpRunner("acme", "model", told["url"], MemorySink(), takeover=takeover)
+    else:
+        model, cache = Path(told["model"]), Path(told["cache"])
+        runner = CogFolderRunner("acme", "model", model, cache, MemorySink(), takeover=takeover)
+    await runner.setup(lambda text: None)
+    print("ready", flush=True)
+    if told["input"] is not None:
+        async for event in runner.run(Job(id="p1", attempt=1, input=told["input"])):
+            if isinstance(event, Log):
+                print("runs", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+class Estate:
+    """What killed agents leave, and the runner that comes after them."""
+
+    def __init__(self, state: Path, cache: Path) -> None:
+        self.state, self.cache = state, cache
+        self.log: list[str] = []
+        self.sink = MemorySink()
+        self.left: list[int] = []
+        self.runners: list[Runner] = []
+
+    async def leave(
+        self, model: Path, input: dict[str, Any] | None, *, keep_s: float = 30, url: str | None = None
+    ) -> None:
+        """Have an agent run the model on that input, and kill it in the middle."""
+        told = {"state": self.state, "cache": self.cache, "model": model, "url": url, "keep_s": keep_s, "input": input}
+        arguments = [sys.executable, "-c", AGENT, json.dumps(told, default=str), str(Path(__file__).parents[1])]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as agent:
+            assert agent.stdout is not None
+            for word in ("ready", "runs")[: 1 if input is None else 2]:
+                assert (await asyncio.to_thread(agent.stdout.readline)).decode().strip() == word
+            self.left = family(agent.pid)
+            agent.kill()
+
+    async def come(self, model: Path, held: frozenset[str] | None = frozenset({"p1-1"}), **options: Any) -> Offer:
+        """Set up the next agent's runner; `held` is what it knows of the runs."""
+        takeover = Takeover(self.state, held, 30)
+        if url := options.pop("url", None):
+            self.runner: Runner = CogHttpRunner("acme", "model", url, self.sink, takeover=takeover)
+        else:
+            self.runner = CogFolderRunner("acme", "model", model, self.cache, self.sink, takeover=takeover, **options)
+        self.runners.append(self.runner)
+        return await self.runner.setup(self.log.append)
+
+    async def resume(self, id: str = "p1", began_s: float = 0.0) -> list[Event]:
+        """Follow the run to its end."""
+        return [event async for event in self.resuming(id, began_s)]
+
+    def resuming(self, id: str = "p1", began_s: float = 0.0) -> AsyncIterator[Event]:
+        began = round((time.time() - began_s) * 1e6)
+        return self.runner.run(Job(id=id, attempt=1, input={}, resumed=began))
+
+    async def gone(self) -> None:
+        """Wait until nothing of the left model is there."""
+        async with asyncio.timeout(10):
+            while any(Path(f"/proc/{pid}").exists() for pid in self.left):
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def estate(tmp_path: Path, cog_cache: Path) -> AsyncIterator[Estate]:
+    state = tmp_path / "state"
+    state.mkdir()
+    estate = Estate(state, cog_cache)
+    yield estate
+    for runner in estate.runners:
+        await runner.close()
+    for pid in estate.left[:1]:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+
+
+def items_of(events: list[Event]) -> list[object]:
+    outputs = [event for event in events if isinstance(event, Output)]
+    assert [output.index for output in outputs] == list(range(len(outputs)))
+    return [output.item for output in outputs]
+
+
+def log_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Log))
+
+
+async def test_a_stream_is_told_from_its_beginning_again(estate: Estate) -> None:
+    await estate.leave(MODELS / "tokens", {"count": 60, "delay_s": 0.03})
+    offer = await estate.come(MODELS / "tokens")
+    assert offer.is_taken_over
+    assert family(os.getpid()) == []  # nothing was started
+    events = await estate.resume()
+    words = [f"w{number} " for number in range(60)]
+    assert isinstance(events[0], Started)
+    assert (items_of(events), finished(events).output, log_of(events)) == (words, words, "first word\n")
+
+
+async def test_the_model_that_was_taken_over_runs_what_comes_next_and_is_closed(estate: Estate) -> None:
+    await estate.leave(MODELS / "noop", None)
+    assert (await estate.come(MODELS / "noop", frozenset())).is_taken_over
+    events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"text": "next"}))]
+    assert finished(events).output == "next"
+    await estate.runner.close()
+    await estate.gone()
+    assert list(estate.state.iterdir()) == []
+
+
+async def test_a_resumed_run_can_be_canceled(estate: Estate) -> None:
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    await estate.come(MODELS / "sleeper")
+    seen: list[Event] = []
+    async for event in estate.resuming():
+        seen.append(event)
+        if isinstance(event, Log):
+            await estate.runner.cancel("p1")
+    assert finished(seen).status == "canceled"
+
+
+async def test_a_run_that_the_model_was_never_given_is_lost(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogflare.agent.runners.following._GONE_S", 0.5)
+    monkeypatch.setattr("cogflare.agent.runners.driver._WATCH_S", 0.1)
+    await estate.leave(MODELS / "sleeper", None)
+    assert (await estate.come(MODELS / "sleeper", frozenset({"ghost-1"}))).is_taken_over
+    events = estate.resuming("ghost")
+    with pytest.raises(RunLost, match="does not know"):
+        await anext(events)
+
+
+async def test_a_model_that_broke_after_it_was_taken_over_is_started_anew(estate: Estate) -> None:
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    await estate.come(MODELS / "sleeper")
+    os.kill(estate.left[2], signal.SIGKILL)
+    with pytest.raises(RunLost, match="the model's server ended"):
+        await estate.resume()
+    assert "the model's server ended" in await estate.runner.wait_broken()
+    await estate.runner.restart()
+    await estate.gone()
+    events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"seconds": 0}))]
+    assert finished(events).output == "rested"
+
+
+@pytest.mark.parametrize("held", [frozenset(), None], ids=["runs something else", "nothing is known"])
+async def test_a_model_that_cannot_be_trusted_is_ended(estate: Estate, held: frozenset[str] | None) -> None:
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    offer = await estate.come(MODELS / "sleeper", held)
+    await estate.gone()
+    assert not offer.is_taken_over
+    events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"seconds": 0}))]
+    assert finished(events).output == "rested"
+
+
+async def test_a_changed_model_is_set_up_anew(estate: Estate, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODELS / "sleeper", model)
+    await estate.leave(model, {"seconds": 60})
+    (model / "predict.py").write_text((model / "predict.py").read_text() + "# changed\n")
+    assert not (await estate.come(model)).is_taken_over
+    await estate.gone()
+
+
+async def test_without_its_receiver_a_model_is_not_taken_over(estate: Estate) -> None:
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    port = json.loads((estate.state / "server.json").read_text())["receiver_port"]
+    with socket.create_server(("127.0.0.1", port)):
+        offer = await estate.come(MODELS / "sleeper")
+    assert not offer.is_taken_over
+    assert "is not taken over" in "".join(estate.log)
+    await estate.gone()
+
+
+async def test_a_file_that_found_no_agent_loses_the_run(estate: Estate, tmp_path: Path) -> None:
+    """Cog fails a prediction whose output it cannot upload, and its model is not at fault."""
+    model = tmp_path / "model"
+    shutil.copytree(MODELS / "noop", model)
+    (model / "predict.py").write_text(
+        "import time\nfrom cog import BaseRunner, Path\n"
+        "class Runner(BaseRunner):\n    def run(self, text: str) -> Path:\n"
+        "        print('runs', flush=True)\n        time.sleep(1)\n"
+        "        with open(text, 'w') as file:\n            file.write('x')\n"
+        "        return Path(text)\n"
+    )
+    document = json.loads((model / ".cog" / "openapi_schema.json").read_text())
+    document["components"]["schemas"]["Output"] = {"title": "Output", "type": "string", "format": "uri"}
+    (model / ".cog" / "openapi_schema.json").write_text(json.dumps(document))
+    file = tmp_path / "output.txt"
+    await estate.leave(model, {"text": str(file)})
+    async with asyncio.timeout(10):
+        while not file.exists():
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # the upload is tried once, at once
+    await estate.come(model)
+    with pytest.raises(RunLost, match="did not reach the worker"):
+        await estate.resume(began_s=1)
+
+
+@pytest.mark.parametrize("doomed", [0, 2])
+async def test_without_agent_and_minder_or_server_nothing_is_left(estate: Estate, doomed: int) -> None:
+    """A model that is at work would not notice."""
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    os.kill(estate.left[doomed], signal.SIGKILL)
+    await estate.gone()
+
+
+async def test_what_nobody_takes_over_ends_after_a_while(estate: Estate) -> None:
+    await estate.leave(MODELS / "sleeper", {"seconds": 60}, keep_s=0.5)
+    assert all(Path(f"/proc/{pid}").exists() for pid in estate.left)
+    await estate.gone()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"content": 1}', b"\xff", b"[" * 100_000])
+def test_a_damaged_handover_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    said: list[str] = []
+    (tmp_path / "server.json").write_bytes(content)
+    assert Takeover(tmp_path, frozenset()).left(said.append) is None
+    assert "set aside" in said[0]
+    assert (tmp_path / "server.damaged").exists()
+
+
+async def test_a_process_is_known_by_its_birth() -> None:
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    mark = Mark.of(process.pid)
+    assert mark == Mark.of(process.pid) != Mark.of(os.getpid())
+    process.kill()
+    await process.wait()
+    assert Mark.of(process.pid) is None
+
+
+# --- servers that somebody else runs ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def strangers_server(estate: Estate, model: str) -> AsyncIterator[str]:
+    """A Cog server that no agent of the test has started, and its URL."""
+    runner = CogFolderRunner("acme", model, MODELS / model, estate.cache, MemorySink())
+    await runner.setup(lambda text: None)
+    assert runner._driver is not None
+    try:
+        yield str(runner._driver._server._http.base_url)
+    finally:
+        await runner.close()
+
+
+async def test_a_run_in_a_strangers_server_is_resumed(estate: Estate) -> None:
+    async with strangers_server(estate, "sleeper") as url:
+        await estate.leave(MODELS, {"seconds": 2}, url=url)
+        assert (await estate.come(MODELS, url=url)).is_taken_over
+        events = await estate.resume()
+        assert isinstance(events[0], Started)
+        assert (finished(events).output, log_of(events)) == ("rested", "asleep\n")
+        await estate.runner.close()
+
+
+async def test_a_run_that_cannot_be_resumed_in_a_strangers_server_is_canceled(estate: Estate) -> None:
+    async with strangers_server(estate, "sleeper") as url:
+        await estate.leave(MODELS, {"seconds": 60}, url=url)
+        port = json.loads((estate.state / "server.json").read_text())["receiver_port"]
+        with socket.create_server(("127.0.0.1", port)):
+            assert not (await estate.come(MODELS, url=url)).is_taken_over
+        async with asyncio.timeout(10):
+            events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"seconds": 0}))]
+        assert isinstance(events[-1], Finished)
+        assert events[-1].output == "rested"
+        await estate.runner.close()
