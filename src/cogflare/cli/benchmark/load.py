@@ -6,6 +6,7 @@ It costs a fraction of what a full client costs, because on a small machine it s
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -114,13 +115,14 @@ def request(url: str, token: str, path: str, body: bytes, prefer: str | None = N
 
 async def press(url: str, payload: bytes, connections: int, seconds: float, pause_s: float = 0.0) -> Figures:
     """Send the same request over some connections for some seconds and return what was measured."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
-    loop = asyncio.get_running_loop()
-    opened = []
-    for _ in range(connections):
-        _, connection = await loop.create_connection(lambda: _Connection(payload), host, port)
-        opened.append(connection)
+    return await press_all([(url, payload)], connections, seconds, pause_s)
+
+
+async def press_all(
+    targets: Sequence[tuple[str, bytes]], connections: int, seconds: float, pause_s: float = 0.0
+) -> Figures:
+    """Send a request to each of these servers, over so many connections each, and return what was measured in all."""
+    opened = [await _open(url, payload) for url, payload in targets for _ in range(connections)]
     begun = time.perf_counter()
     for connection in opened:
         connection.run(begun + seconds, pause_s)
@@ -131,13 +133,21 @@ async def press(url: str, payload: bytes, connections: int, seconds: float, paus
     return Figures(
         len(latencies),
         len(latencies) / elapsed,
-        _at(latencies, 0.5),
-        _at(latencies, 0.99),
+        at(latencies, 0.5),
+        at(latencies, 0.99),
         sum(connection.errors for connection in opened),
-        _at(arrivals, 0.5),
-        _at(arrivals, 0.99),
+        at(arrivals, 0.5),
+        at(arrivals, 0.99),
     )
 
 
-def _at(ordered: list[float], quantile: float) -> float:
+async def _open(url: str, payload: bytes) -> _Connection:
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    _, connection = await asyncio.get_running_loop().create_connection(lambda: _Connection(payload), host, port)
+    return connection
+
+
+def at(ordered: Sequence[float], quantile: float) -> float:
+    """Return a quantile of ordered seconds, in milliseconds."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] * 1000 if ordered else 0.0

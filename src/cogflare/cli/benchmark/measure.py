@@ -11,11 +11,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from cogflare.cli.benchmark.load import STAMP, Figures, press, request
-from cogflare.cli.benchmark.noop import NAME, OWNER
+from cogflare.cli.benchmark.load import STAMP, Figures, press_all, request
+from cogflare.cli.benchmark.noop import NAME, OWNER, QUEUE
 from cogflare.cli.benchmark.stage import Stage
 
 PATH = f"/v1/models/{OWNER}/{NAME}/predictions"
+QUEUE_PATH = f"/v1/models/{OWNER}/{QUEUE}/predictions"
 BODY = b'{"input":{"prompt":"an astronaut riding a horse","steps":25,"sent_at":%b}}' % STAMP
 _WARM_S = 1.0
 _IDLE_PAUSE_S = 0.02
@@ -46,24 +47,24 @@ def _creates(seconds: float, database_url: str | None, say: Say) -> Measured:
     say("durable creates, no worker")
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder), database_url) as stage:
         # A model exists once a worker has offered it; then it leaves, and everything queues.
-        stage.stop(stage.worker(1))
-        figures = _press(stage, _CONNECTIONS, seconds, None)
-    return _row(f"create, {_CONNECTIONS} clients, nobody works", figures)
+        stage.stop(stage.worker(1, model=QUEUE))
+        figures = press_stage(stage, _CONNECTIONS, seconds, None, path=QUEUE_PATH)
+    return row(f"create, {_CONNECTIONS} clients, nobody works", figures)
 
 
 def _full(seconds: float, slots: int, database_url: str | None, say: Say) -> Measured:
     say(f"full no-op predictions, {slots} slots")
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder), database_url) as stage:
         stage.worker(slots)
-        figures = _press(stage, slots, seconds, "wait")
-    return _row(f"full no-op prediction, {slots} slots and clients", figures)
+        figures = press_stage(stage, slots, seconds, "wait")
+    return row(f"full no-op prediction, {slots} slots and clients", figures)
 
 
 def _idle(seconds: float, database_url: str | None, say: Say) -> Iterator[Measured]:
     say("one client, idle worker")
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder), database_url) as stage:
         stage.worker(1)
-        figures = _press(stage, 1, seconds, "wait", _IDLE_PAUSE_S)
+        figures = press_stage(stage, 1, seconds, "wait", _IDLE_PAUSE_S)
     yield Measured(
         "request to an idle worker's model",
         figures.per_s,
@@ -71,21 +72,25 @@ def _idle(seconds: float, database_url: str | None, say: Say) -> Iterator[Measur
         figures.arrival_p99_ms,
         figures.errors,
     )
-    yield _row("full no-op prediction, idle server and worker", figures)
+    yield row("full no-op prediction, idle server and worker", figures)
 
 
-def _press(stage: Stage, clients: int, seconds: float, prefer: str | None, pause_s: float = 0.0) -> Figures:
-    payload = request(stage.url, stage.token, PATH, BODY, prefer)
+def press_stage(
+    stage: Stage, clients: int, seconds: float, prefer: str | None, pause_s: float = 0.0, path: str = PATH
+) -> Figures:
+    """Let so many clients of each server of the stage send requests for some seconds, after a second to get warm."""
+    targets = [(url, request(url, stage.token, path, BODY, prefer)) for url in stage.urls]
 
     async def both() -> Figures:
-        await press(stage.url, payload, clients, _WARM_S, pause_s)
-        return await press(stage.url, payload, clients, seconds, pause_s)
+        await press_all(targets, clients, _WARM_S, pause_s)
+        return await press_all(targets, clients, seconds, pause_s)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(both())
 
 
-def _row(name: str, figures: Figures) -> Measured:
+def row(name: str, figures: Figures) -> Measured:
+    """Return the row of what was measured."""
     return Measured(name, figures.per_s, figures.p50_ms, figures.p99_ms, figures.errors)
 
 
