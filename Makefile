@@ -5,6 +5,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 --universal --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check bench lock docs clean
+.PHONY: help install demo serve test check bench chaos lock docs clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -56,6 +57,10 @@ check: $(STAMP) ## lint, types, layers, sizes; runs nothing
 
 bench: $(STAMP) ## measure the gateway on this machine
 	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+chaos: $(STAMP) ## try hard to break it: 30 runs under faults, an hour (CHAOS_ARGS="--sqlite 2 --postgres 0")
+	@PYTHONPATH=tests $(BIN)/python -m chaos.long $(CHAOS_ARGS)
+	@$(BIN)/python -m pytest tests/chaos/long_absences.py
 
 lock: $(STAMP) ## resolve requirements/*.txt anew from pyproject.toml
 	@$(COMPILE) pyproject.toml --group dev -o requirements/dev.txt >/dev/null
