@@ -237,6 +237,7 @@ CREATE TABLE public.workers (
     quarantines bigint DEFAULT 0 NOT NULL,
     quarantine text,
     quarantined_at bigint,
+    lost_at bigint,
     CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['online'::text, 'away'::text, 'offline'::text])))
 );
 
@@ -305,13 +306,15 @@ CREATE INDEX files_expired ON public.files USING btree (id) WHERE (state = 'expi
 
 CREATE INDEX files_pending ON public.files USING btree (created_at) WHERE (state = 'pending'::text);
 
+CREATE INDEX flows_by_flow ON public.flows USING btree (flow) WHERE (waiting > 0);
+
 CREATE INDEX flows_by_time ON public.flows USING btree (queue, virtual_time);
 
 CREATE INDEX flows_waiting ON public.flows USING btree (queue, virtual_time) WHERE (waiting > 0);
 
-CREATE INDEX idempotency_by_age ON public.idempotency USING btree (created_at);
+CREATE INDEX idempotency_by_age ON public.idempotency USING btree (kind, created_at);
 
-CREATE INDEX idempotency_by_fingerprint ON public.idempotency USING btree (account, fingerprint, created_at) WHERE (kind = 'retry'::text);
+CREATE INDEX idempotency_by_fingerprint ON public.idempotency USING btree (account, fingerprint, key, attached, created_at) WHERE (kind = 'retry'::text);
 
 CREATE INDEX predictions_by_account ON public.predictions USING btree (account, id);
 
@@ -327,7 +330,7 @@ CREATE INDEX predictions_by_status ON public.predictions USING btree (account, s
 
 CREATE INDEX predictions_struck_out ON public.predictions USING btree (account, id) WHERE (struck_out = 1);
 
-CREATE INDEX predictions_with_data ON public.predictions USING btree (completed_at) WHERE ((phase = 'ended'::text) AND (data_removed = 0));
+CREATE INDEX predictions_with_data ON public.predictions USING btree (completed_at) WHERE ((phase = 'ended'::text) AND (data_removed < 2));
 
 CREATE INDEX queue_entries_parked ON public.queue_entries USING btree (not_before) WHERE (not_before IS NOT NULL);
 
@@ -338,6 +341,8 @@ CREATE INDEX tokens_by_account ON public.tokens USING btree (account, id);
 CREATE INDEX versions_by_model ON public.versions USING btree (account, owner, name, created_at);
 
 CREATE INDEX workers_by_account ON public.workers USING btree (account, id);
+
+CREATE INDEX workers_quarantined ON public.workers USING btree (id) WHERE (quarantine IS NOT NULL);
 
 CREATE TRIGGER queue_entries_added AFTER INSERT ON public.queue_entries FOR EACH ROW WHEN ((new.not_before IS NULL)) EXECUTE FUNCTION public.flow_gains_entry();
 

@@ -97,6 +97,8 @@ CREATE INDEX flows_waiting ON flows (queue, virtual_time) WHERE waiting > 0;
 
 CREATE INDEX flows_by_time ON flows (queue, virtual_time);
 
+CREATE INDEX flows_by_flow ON flows (flow) WHERE waiting > 0;
+
 CREATE TABLE idempotency (
     account TEXT NOT NULL,
     kind TEXT NOT NULL CHECK (kind IN ('key', 'retry')),
@@ -108,9 +110,10 @@ CREATE TABLE idempotency (
     PRIMARY KEY (account, kind, key)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX idempotency_by_fingerprint ON idempotency (account, fingerprint, created_at) WHERE kind = 'retry';
+CREATE INDEX idempotency_by_fingerprint ON idempotency (account, fingerprint, key, attached, created_at)
+WHERE kind = 'retry';
 
-CREATE INDEX idempotency_by_age ON idempotency (created_at);
+CREATE INDEX idempotency_by_age ON idempotency (kind, created_at);
 
 CREATE TABLE inputs (
     prediction TEXT NOT NULL,
@@ -178,7 +181,7 @@ WHERE start_by IS NOT NULL AND started_at IS NULL AND phase <> 'ended';
 
 CREATE INDEX predictions_struck_out ON predictions (account, id) WHERE struck_out = 1;
 
-CREATE INDEX predictions_with_data ON predictions (completed_at) WHERE phase = 'ended' AND data_removed = 0;
+CREATE INDEX predictions_with_data ON predictions (completed_at) WHERE phase = 'ended' AND data_removed < 2;
 
 CREATE TABLE queue_entries (
     prediction TEXT NOT NULL,
@@ -240,9 +243,11 @@ CREATE TABLE workers (
     agent TEXT NOT NULL,
     connected_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
-, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER) STRICT, WITHOUT ROWID;
+, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER, lost_at INTEGER) STRICT, WITHOUT ROWID;
 
 CREATE INDEX workers_by_account ON workers (account, id);
+
+CREATE INDEX workers_quarantined ON workers (id) WHERE quarantine IS NOT NULL;
 
 CREATE TRIGGER queue_entries_added AFTER INSERT ON queue_entries WHEN new.not_before IS NULL
 BEGIN

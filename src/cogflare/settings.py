@@ -19,6 +19,9 @@ _POSITIVE = (
     *("lease_s", "close_grace_s", "heartbeat_s", "silence_s", "stop_s", "retry_first_s", "retry_cap_s"),
     *("quarantine_after", "quarantine_s", "max_queued", "max_queued_model"),
 )
+_NOT_NEGATIVE = ("run_limit_s", "start_limit_s", "retain_data_s", "retain_records_s")
+_LONGEST_S = 1e10
+_RETENTIONS = {"replicate": 3600.0}
 
 
 class SettingsError(Exception):
@@ -89,6 +92,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the database URL in force."""
         return self.database_url or f"sqlite:///{Path(self.data) / 'cogflare.db'}"
 
+    def data_kept_s(self) -> float:
+        """Return for how long the data of an ended prediction is kept; 0: for ever."""
+        return _RETENTIONS.get(self.retention, self.retain_data_s)
+
     def node_name(self) -> str:
         """Return the name of this node."""
         return self.node or socket.gethostname() or "node"
@@ -110,6 +117,14 @@ def load(path: str | None = None, overrides: Mapping[str, Any] | None = None) ->
     for name in _POSITIVE:
         if getattr(settings, name) <= 0:
             raise SettingsError(f"the setting {name} has to be above 0")
+    for name in _NOT_NEGATIVE:
+        if not 0 <= getattr(settings, name) <= _LONGEST_S:
+            raise SettingsError(f"the setting {name} has to be between 0 (for ever) and {_LONGEST_S:.0f}")
+    if settings.retention and settings.retention not in _RETENTIONS:
+        known = " or ".join(_RETENTIONS)
+        raise SettingsError(
+            f"the setting retention is {settings.retention!r}: it may be {known}, or empty for what retain_data_s says"
+        )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise SettingsError("tls_cert and tls_key go together: give both, or neither")
     return settings

@@ -1,9 +1,38 @@
 """Logs of the server: structured events on standard error, as text for people or JSON for machines."""
 
 import sys
-from typing import Any
+import time
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import structlog
+
+_QUIET_S: Final = 60.0
+_REMEMBERED: Final = 1_000
+
+
+class Repetitions:
+    """Lets the same failure be said once a minute, with how often it happened since it was said."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Pass an event on, or drop it; only events with an `error` can repeat others."""
+        if "error" not in event:
+            return event
+        key = str(event["event"]), str(event["error"])
+        now = time.monotonic()
+        said_at, times = self._said.get(key, (-_QUIET_S, 0))
+        if now - said_at < _QUIET_S:
+            self._said[key] = (said_at, times + 1)
+            raise structlog.DropEvent
+        if len(self._said) >= _REMEMBERED:
+            self._said.clear()
+        self._said[key] = (now, 0)
+        if times:
+            event["repeated"] = times
+        return event
 
 
 def configure(log_format: str) -> None:
@@ -13,6 +42,7 @@ def configure(log_format: str) -> None:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
+            Repetitions(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -40,6 +40,7 @@ class Node(Rig):
             None,
             TrustedProxies(),
             1_000_000,
+            self.repeats,
         )
         routes = [
             *predictions.routes(api),

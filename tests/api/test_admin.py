@@ -119,6 +119,8 @@ async def test_workers_of_the_account_and_of_all(node: Node) -> None:
         "models": [{"model": "ada/noop", "version": VERSION, "slots": 3}],
         "slots": 3,
         "busy": 1,
+        "health": "ok",
+        "quarantine": None,
         "agent": {},
         "connected_at": shown["connected_at"],
         "changed_at": shown["changed_at"],
@@ -157,6 +159,56 @@ async def test_a_worker_of_another_node(node: Node) -> None:
     assert answer.status_code == 409
     assert "node far" in answer.json()["detail"]
     await elsewhere.settle()
+
+
+async def test_a_worker_in_quarantine(node: Node) -> None:
+    worker = await node.worker()
+    worker.end.report("no GPU")
+    await worker.pump()
+    await node.settle()
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert (shown["state"], shown["health"]) == ("online", "quarantined")
+    assert shown["quarantine"] == {"reason": "no GPU", "since": shown["quarantine"]["since"]}
+    assert shown["quarantine"]["since"].endswith("Z")
+
+
+# --- second lives
+
+
+async def test_requeueing(node: Node) -> None:
+    worker, assigned = await node.running()
+    path = f"/v1/predictions/{assigned.prediction}/requeue"
+    early = await node.call("POST", path)
+    assert (early.status_code, early.json()["detail"]) == (409, "The prediction has not ended.")
+    await worker.finish((assigned.prediction, assigned.attempt), status="failed", error="a bug")
+    assert (await node.call("POST", path, "eve")).status_code == 404
+    made = await node.call("POST", path)
+    assert made.status_code == 201
+    new = made.json()
+    assert new["id"] != assigned.prediction
+    assert new["status"] == "starting"
+    assert made.headers["location"] == new["urls"]["get"]
+    again = await node.call("POST", path)
+    assert (again.status_code, again.json()["id"]) == (200, new["id"])
+    old = (await node.call("GET", f"/predictions/{assigned.prediction}")).json()
+    assert (old["status"], old["error"]) == ("failed", "a bug")
+
+
+async def test_the_list_of_what_struck_out(node: Node) -> None:
+    worker, assigned = await node.running()
+    for attempt in (1, 2, 3):
+        key = (assigned.prediction, attempt)
+        if attempt > 1:
+            await worker.start(await worker.next())
+        await worker.finish(key, status="lost", error="it crashed")
+    listed = await node.call("GET", "/predictions?struck_out=true")
+    assert [one["id"] for one in listed.json()["results"]] == [assigned.prediction]
+    assert listed.json()["results"][0]["status"] == "failed"
+    assert (await node.call("GET", "/predictions?struck_out=true", "eve")).json()["results"] == []
+    assert (await node.call("GET", "/predictions?struck_out=yes")).status_code == 400
+    assert len((await node.call("GET", "/predictions?struck_out=false")).json()["results"]) == 1
+    assert (await node.call("POST", f"/predictions/{assigned.prediction}/requeue")).status_code == 201
+    assert (await node.call("GET", "/predictions?struck_out=true")).json()["results"] == []
 
 
 # --- attempts

@@ -65,6 +65,8 @@ def test_every_kind_of_problem_is_in_the_table() -> None:
         problems.malformed_json(""),
         problems.body_too_large(1),
         problems.conflict(""),
+        problems.reused(""),
+        problems.queue_full(""),
         problems.internal_error(),
         problems.unavailable(1),
         problems.storage_full(),

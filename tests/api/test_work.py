@@ -7,6 +7,8 @@ import pytest
 
 from api.node import MAX_FILE_BYTES, MAX_RESULT_BYTES, Node, attempt_path
 from cogflare.engine.predictions import Order
+from cogflare.protocol.messages import MAX_REASON
+from engine.rig import RigWorker
 
 pytestmark = pytest.mark.anyio
 
@@ -126,3 +128,35 @@ async def test_bad_paths_and_bodies_are_refused(node: Node) -> None:
         refused = await node.work(worker, "POST", path, content=body)
         assert refused.status_code == status, body[:50]
         assert refused.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_worker_whose_model_was_not_set_up(node: Node) -> None:
+    worker = RigWorker(node, await node.caller("ada", "worker"), 1)
+    report = {"name": "pc", "model": "ada/noop", "reason": "no module\0named torch"}
+    assert (await node.work(worker, "POST", "/worker/v1/setup-failures", json=report)).status_code == 204
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert (shown["id"], shown["name"], shown["state"]) == (worker.end.worker, "pc", "offline")
+    assert shown["models"] == [{"model": "ada/noop", "version": "", "slots": 0}]
+    assert (shown["health"], shown["connected_at"]) == ("quarantined", None)
+    assert shown["quarantine"]["reason"] == "the model was not set up: no module named torch"
+    await worker.connect()
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert (shown["state"], shown["health"], shown["quarantine"]) == ("online", "ok", None)
+    assert shown["connected_at"] is not None
+
+
+async def test_what_a_report_of_a_failed_setup_may_not_be(node: Node) -> None:
+    worker = RigWorker(node, await node.caller("ada", "worker"), 1)
+    good = {"name": "pc", "model": "ada/noop", "reason": "x"}
+    path = "/worker/v1/setup-failures"
+    for wrong in ({"model": "noop"}, {"model": "a/b/c"}, {"name": "x" * 101}, {"reason": None}):
+        assert (await node.work(worker, "POST", path, json={**good, **wrong})).status_code == 422, wrong
+    assert (await node.work(worker, "POST", path, json={**good, "reason": "x" * 70_000})).status_code == 413
+    assert (await node.call("POST", path, json=good)).status_code == 403, "no token of a worker"
+    assert (await node.call("GET", "/workers")).json()["results"] == []
+    assert (await node.work(worker, "POST", path, json={**good, "reason": "x" * 5_000})).status_code == 204
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert len(shown["quarantine"]["reason"]) == MAX_REASON
+    foreign = await node.work(worker, "POST", path, "eve", json=good)
+    assert foreign.status_code == 403
+    assert "another account" in foreign.json()["detail"]

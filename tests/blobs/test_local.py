@@ -170,11 +170,19 @@ async def test_no_other_keys(blobs: LocalBlobStore, key: str) -> None:
         await blobs.open(key)
 
 
-async def test_what_a_crash_left_is_removed_a_day_later(blobs: LocalBlobStore, tmp_path: Path) -> None:
+async def test_what_a_crash_left_is_swept(blobs: LocalBlobStore, tmp_path: Path) -> None:
+    key = new_key()
+    await blobs.put(key, body(b"x"), NO_LIMIT)
+    os.utime(tmp_path / "files" / key[:2] / key, (0, 0))
     parts = tmp_path / "files" / "parts"
-    parts.mkdir(parents=True)
     for name in ("old", "fresh"):
         (parts / name).write_bytes(b"half")
     os.utime(parts / "old", (0, 0))
-    await blobs.put(new_key(), body(b"x"), NO_LIMIT)
+    assert await blobs.sweep(60) == 1
     assert files_under(parts) == ["fresh"]
+    assert await blobs.sweep(60) == 0
+    assert await contents(blobs, key) == b"x"
+
+
+async def test_a_store_that_was_never_written_to_is_swept(blobs: LocalBlobStore) -> None:
+    assert await blobs.sweep(0) == 0

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, Raw
 
+from cogflare.domain.clock import Clock
 from cogflare.domain.ids import new_id
 from cogflare.engine.accounts import Accounts
 from cogflare.engine.adoption import Ground, LinkTimes
-from cogflare.engine.catalog import Catalog
+from cogflare.engine.backoff import Backoff, Releases
+from cogflare.engine.catalog import NO_BOUNDS, Bounds, Catalog
 from cogflare.engine.dispatcher import Dispatcher
+from cogflare.engine.health import Health
 from cogflare.engine.leases import Leases
+from cogflare.engine.limits import Limits
 from cogflare.engine.link import Link
 from cogflare.engine.links import Fleet
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Order, Predictions
+from cogflare.engine.repeats import Repeats
 from cogflare.engine.service import Checkpoints, Tasks
+from cogflare.engine.sizes import SIZES, Sizes
 from cogflare.engine.stops import Stops
 from cogflare.engine.views import PredictionView
 from cogflare.engine.waiters import Waiters
@@ -29,6 +35,7 @@ from cogflare.store.catalog import Caller
 
 VERSION = "a" * 64
 _decoder = server_frames()
+NO_PAUSE = Backoff(0.0, 60.0)
 TIMES = LinkTimes(heartbeat_s=0.2, silence_s=1.0, close_grace_s=0.2, lease_s=0.8)
 
 
@@ -42,19 +49,53 @@ class SystemClock:
         return time.monotonic()
 
 
+class MovableClock(SystemClock):
+    """A clock whose times can be moved, each on its own."""
+
+    def __init__(self) -> None:
+        self.wall_ahead_s = 0.0
+        self.ahead_s = 0.0
+
+    def wall(self) -> int:
+        return super().wall() + int(self.wall_ahead_s * 1_000_000)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+
 class Rig:
     """One node's engine."""
 
-    def __init__(self, db: Database, node: str = "node", times: LinkTimes = TIMES) -> None:
+    def __init__(
+        self,
+        db: Database,
+        node: str = "node",
+        times: LinkTimes = TIMES,
+        *,
+        clock: Clock | None = None,
+        backoff: Backoff = NO_PAUSE,
+        quarantine_after: int = 5,
+        quarantine_s: float = 10.0,
+        bounds: Bounds = NO_BOUNDS,
+        max_queued: int | None = None,
+        sizes: Sizes = SIZES,
+    ) -> None:
         self.db = db
-        self.clock = SystemClock()
+        self.clock = clock or SystemClock()
         self.tasks = Tasks()
         self.accounts = Accounts(db, self.clock)
-        self.catalog = Catalog(db, self.clock)
+        self.catalog = Catalog(db, self.clock, bounds)
         self.dispatcher = Dispatcher(db, self.clock, self.tasks.spawn)
         stops = Stops(db, self.clock)
-        self.losses = Losses(db, self.clock, stops, max_strikes=3)
-        self.predictions = Predictions(db, self.clock, self.catalog, self.dispatcher, Waiters(), stops, self.losses)
+        self.health = Health(db, self.clock, self.tasks.spawn, quarantine_after, quarantine_s)
+        self.losses = Losses(db, self.clock, stops, self.health, 3, backoff)
+        self.releases = Releases(db, self.clock, backoff)
+        waiters = Waiters()
+        self.predictions = Predictions(
+            db, self.clock, self.catalog, self.dispatcher, waiters, stops, self.losses, max_queued
+        )
+        self.repeats = Repeats(db, self.clock, self.predictions)
+        self.limits = Limits(db, self.clock, stops, self.losses)
         self.checkpoints = Checkpoints(db, self.predictions, self.tasks.spawn)
         self.ground = Ground(
             db,
@@ -63,11 +104,13 @@ class Rig:
             self.dispatcher,
             self.predictions,
             self.losses,
+            self.health,
             times,
             node,
             "test",
             self.tasks.spawn,
             self.checkpoints.started,
+            sizes=sizes,
         )
         self.fleet = Fleet(self.ground, self.accounts)
         self.leases = Leases(db, self.clock, self.fleet, self.losses, times)
@@ -150,6 +193,10 @@ class RigWorker:
     def close(self, code: int, reason: str) -> None:
         """Note that the server closed the socket."""
         self.closed = (code, reason)
+
+    def room(self) -> int:
+        """Have room for any input."""
+        return 1_000_000
 
     async def pump(self) -> None:
         """Send what is queued to the server."""

@@ -43,13 +43,17 @@ class Slow:
         return rows
 
     async def write(
-        self, *statements: Statement, hints: Sequence[Hint] = (), landed: Statement | None = None
+        self,
+        *statements: Statement,
+        hints: Sequence[Hint] = (),
+        landed: Statement | None = None,
+        yields: bool = False,
     ) -> list[list[Row]]:
         names = [statement.name for statement in statements]
         await self._wait([f"before {name}" for name in names])
         if self.refused.intersection(names):
             raise Unavailable("refused by the test")
-        rows = await self._db.write(*statements, hints=() if self.is_mute else hints, landed=landed)
+        rows = await self._db.write(*statements, hints=() if self.is_mute else hints, landed=landed, yields=yields)
         await self._wait(names)
         return rows
 
@@ -71,6 +75,10 @@ class DeadPort:
 
     def close(self, code: int, reason: str) -> None:
         """Close nothing."""
+
+    def room(self) -> int:
+        """Have room."""
+        return 1_000_000
 
 
 async def quiet(rig: Rig) -> None:
@@ -328,8 +336,8 @@ async def test_a_status_that_was_shown_never_moves_back(store: Database, how: st
         reached.set()
         link = rig.fleet.open(worker.caller, worker)
         [hello] = worker.end.connected()
-        leaving = asyncio.create_task(link.receive(hello))
-        await leaving
+        await link.receive(hello)
+        leaving = asyncio.create_task(rig.settle())
     await asyncio.wait_for(reached.wait(), 5)
     shown = (await rig.predictions.get(client.account, created.id)).status
     go_on.set()

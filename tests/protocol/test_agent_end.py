@@ -9,6 +9,7 @@ from cogflare.protocol.agent_end import AgentEnd
 from cogflare.protocol.codec import ProtocolError, agent_frames, encode
 from cogflare.protocol.messages import (
     MAX_FRAME,
+    MAX_REASON,
     MAX_VALUE,
     PING,
     PONG,
@@ -19,6 +20,7 @@ from cogflare.protocol.messages import (
     Drain,
     Finish,
     Goodbye,
+    Health,
     Heartbeat,
     Held,
     Log,
@@ -26,6 +28,7 @@ from cogflare.protocol.messages import (
     Metrics,
     Offer,
     Output,
+    Probe,
     Reject,
     Renewed,
     Restarting,
@@ -313,3 +316,33 @@ def _again(end: AgentEnd) -> list[str]:
     end.connected()
     end.receive(_welcome(Resume("p", 1, True)), 0.0)
     return end.take_frames()
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_is_for_the_shell() -> None:
+    end = _end()
+    _link(end)
+    assert end.receive(encode([Probe()]), 0.0) == [Probe()]
+
+
+def test_what_is_wrong_with_the_model_is_told_on_each_link_until_it_is_well() -> None:
+    end = _end()
+    end.report("no GPU")
+    assert _link(end) == [Health(False, "no GPU")]
+    assert _link(end) == [Health(False, "no GPU")]
+    end.disconnected()
+    end.report(None)
+    assert _link(end) == [Health(True)]
+    assert _link(end) == [], "once"
+    end.report(None)
+    assert _sent(end) == [Health(True)]
+    assert _link(end) == []
+
+
+def test_a_long_story_is_cut() -> None:
+    end = _end()
+    _link(end)
+    end.report("x" * 5_000)
+    assert _sent(end) == [Health(False, "x" * MAX_REASON)]

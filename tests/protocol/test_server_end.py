@@ -11,6 +11,7 @@ from cogflare.protocol.messages import (
     Capacity,
     Finish,
     Goodbye,
+    Health,
     Heartbeat,
     Held,
     Hello,
@@ -124,6 +125,14 @@ def test_an_unwanted_attempt_keeps_its_slot_until_it_is_free() -> None:
     assert end.free(0) == 1
     end.receive(encode([SlotFree("p", 1)]))
     assert end.free(0) == 2
+
+
+def test_a_worker_may_say_at_any_time_how_its_model_is() -> None:
+    end = _open()
+    news = [Health(False, "no GPU"), Health(True)]
+    assert end.receive(encode(news)) == news
+    with pytest.raises(ProtocolError):
+        ServerEnd().receive(encode([_hello(), Health(True)]))
 
 
 def test_nothing_counts_after_a_goodbye() -> None:

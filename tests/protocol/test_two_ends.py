@@ -16,6 +16,7 @@ from cogflare.protocol.messages import (
     AttemptKey,
     Cancel,
     Finish,
+    Health,
     Heartbeat,
     Hello,
     Log,
@@ -62,6 +63,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self.store: dict[str, Stored] = {}
+        self.ailment: str | None = None
         self.end = ServerEnd()
         self.down: deque[str] = deque()
 
@@ -81,6 +83,8 @@ class Gateway:
                 self._log(message)
             elif isinstance(message, Finish):
                 self._finish(message)
+            elif isinstance(message, Health):
+                self.ailment = None if message.ok else message.reason
             elif isinstance(message, Heartbeat):
                 self.send(Renewed([key for key in message.held if not self.wants(key)]))
 
@@ -139,6 +143,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.truth: dict[AttemptKey, Truth] = {}
         self.up: deque[str] = deque()
         self.connected = False
+        self.ailment: str | None = None
 
     def _flush(self) -> None:
         if self.connected:
@@ -258,6 +263,12 @@ class TwoEnds(RuleBasedStateMachine):
         if frame != "ping":
             self.up.append(frame)
 
+    @rule(ailment=st.sampled_from(["no GPU", "no memory", None]))
+    def report(self, ailment: str | None) -> None:
+        self.ailment = ailment
+        self.agent.report(ailment)
+        self._flush()
+
     @rule(slots=st.integers(0, SLOTS))
     def resize(self, slots: int) -> None:
         self.agent.resize(0, slots)
@@ -289,6 +300,8 @@ class TwoEnds(RuleBasedStateMachine):
             self.agent.slot_free(key)
         self._flush()
         self._settle_wire()
+        # That it is well again may be lost with a link, for the server asks; what is wrong is told on each link.
+        assert self.ailment is None or self.gateway.ailment == self.ailment
         assert self.agent.kept == {}
         assert self.gateway.end.occupants == {}
         self.agent.resize(0, SLOTS)

@@ -8,8 +8,8 @@ import asyncpg
 
 from cogflare.domain.ids import new_id, new_key
 from cogflare.domain.phases import Status
-from cogflare.store import fleet, predictions
-from cogflare.store.base import Database, Row, Statement, Value
+from cogflare.store import fleet, predictions, recovery
+from cogflare.store.base import Conflict, Database, Row, Statement, Value
 from cogflare.store.catalog import Version, register
 from cogflare.store.fleet import AttemptKey, HeldAttempt
 from cogflare.store.predictions import Chunk, Claim, Claimed, Ending, NewPrediction, PredictionRow
@@ -76,8 +76,15 @@ class Scene:
     async def create(
         self, flow: str = "acct", queues: Sequence[str] = (QUEUE,), input: str = '{"prompt": "x"}', **fields: Any
     ) -> str:
+        new = self.new(flow, queues, input, **fields)
+        await self.db.write(*predictions.insert(new))
+        return new.id
+
+    def new(
+        self, flow: str = "acct", queues: Sequence[str] = (QUEUE,), input: str = '{"prompt": "x"}', **fields: Any
+    ) -> NewPrediction:
         now = self.tick()
-        new = NewPrediction(
+        return NewPrediction(
             id=new_id(now),
             account=fields.pop("account", flow),
             token="t1",
@@ -93,8 +100,6 @@ class Scene:
             stream_key=new_key(),
             **fields,
         )
-        await self.db.write(*predictions.insert(new))
-        return new.id
 
     def hello(self, worker: str, account: str = "shared") -> fleet.Link:
         return fleet.Link(worker, account, "t2", f"name of {worker}", "i1", "node1", "[]", "{}", self.tick())
@@ -103,8 +108,8 @@ class Scene:
         """Open a (newer) link of a worker; returns what goes on."""
         opened = await fleet.open_link(self.db, self.hello(worker), held)
         assert opened is not None
-        self.epochs[worker], adopted = opened
-        return adopted
+        self.epochs[worker] = opened.epoch
+        return opened.held
 
     def wish(self, worker: str = "w1", epoch: int | None = None, queues: tuple[str, str] | None = None) -> Claim:
         model_queue, version_queue = queues or (QUEUE, OTHER_QUEUE)
@@ -143,15 +148,42 @@ class Scene:
         avoid: str | None = None,
         avoid_us: int = 0,
         renewals: int | None = None,
+        pause_us: int = 0,
     ) -> None:
         """Take an attempt back as a rescuer does; it is a strike if the attempt had started."""
         state = await fleet.get_attempt(self.db, *key)
         assert state is not None
-        await self.db.write(
-            predictions.requeue(*key, state.started_at, renewals),
-            predictions.end_attempt(*key, "lost", now=self.tick(), reason="silent", slot_free=True),
-            *predictions.enqueue(key[0], queues, avoid, self.now + avoid_us if avoid else None),
-        )
+        requeue = predictions.requeue(*key, state.started_at, renewals, parked=bool(pause_us))
+        lost = predictions.end_attempt(*key, "lost", now=self.tick(), reason="silent", slot_free=True)
+        not_before = self.now + pause_us
+        avoid_until = not_before + avoid_us if avoid else None
+        if pause_us:
+            entries = recovery.park(key[0], queues, not_before, avoid, avoid_until)
+        else:
+            entries = predictions.enqueue(key[0], queues, avoid, avoid_until)
+        await self.db.write(requeue, lost, *entries)
+
+    async def release(self, latest_us: int = 1_000_000, avoid_us: int = 0) -> set[str]:
+        """Take what has paused long enough back to the queue, or what would pause longer than `latest_us`."""
+        now = self.tick()
+        latest = now + latest_us
+        due = await recovery.due(self.db, now, latest, 100)
+        rows = await self.db.write(*recovery.release(due, now, latest, now + avoid_us))
+        return {id for (id,) in rows[0]}
+
+    async def strike_out(self, key: AttemptKey) -> None:
+        """Fail a prediction because its attempts were lost."""
+        ended = predictions.end(*key, Status.FAILED, now=self.tick(), error="lost 3 times", struck_out=True)
+        await self.db.write(*ended, predictions.end_attempt(*key, "lost", now=self.now))
+
+    async def make_anew(self, old: str, flow: str = "acct", queues: Sequence[str] = (QUEUE,)) -> str | None:
+        """Make a new prediction of one that ended without success; None if that cannot be."""
+        new = self.new(flow, queues)
+        try:
+            await self.db.write(recovery.mark_requeued(old, new.id), *predictions.insert(new))
+        except Conflict:
+            return None
+        return new.id
 
     async def checkpoint(
         self,

@@ -20,6 +20,8 @@ from store.scene import TURN, Rows, Scene
 WORKERS = {"w1": ("A", "B"), "w2": ("B", "C"), "w3": ("C", "A")}
 FLOWS = ("x", "y", "z")
 AVOID_US = 20_000
+PAUSE_US = 4_000
+LATEST_US = 8_000
 
 
 @dataclass
@@ -53,6 +55,10 @@ class Job:
     phase: str = "queued"
     status: str = "starting"
     strikes: int = 0
+    not_before: int = 0
+    avoid: str | None = None
+    is_struck_out: bool = False
+    requeued_as: str | None = None
     tries: list[Try] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
 
@@ -214,19 +220,65 @@ class Machine(RuleBasedStateMachine):
                 job.tries[-1].outcome = "canceled"
 
     @precondition(lambda self: self.keys())
-    @rule(data=st.data(), avoids=st.booleans())
-    def requeue(self, data: st.DataObject, avoids: bool) -> None:
+    @rule(data=st.data(), avoids=st.booleans(), pauses=st.booleans())
+    def requeue(self, data: st.DataObject, avoids: bool, pauses: bool) -> None:
         id, attempt = self.draw_key(data)
         job = self.jobs[id]
         tried = job.tries[attempt - 1]
         avoid = tried.holder if avoids else None
-        requeued = self.attempted(self.scene.requeue((id, attempt), job.queues, avoid, AVOID_US))
+        pause_us = PAUSE_US if pauses else 0
+        requeue = self.scene.requeue((id, attempt), job.queues, avoid, AVOID_US, pause_us=pause_us)
+        requeued = self.attempted(requeue)
         assert requeued == (attempt == job.attempt and job.is_held)
         if requeued:
-            job.phase = "queued"
             job.strikes += tried.has_started
             tried.outcome, tried.is_slot_free = "lost", True
-            self.enter(job, avoid, self.scene.now + AVOID_US)
+            if pauses:
+                job.phase, job.avoid, job.not_before = "parked", avoid, self.scene.now + PAUSE_US
+            else:
+                job.phase = "queued"
+                self.enter(job, avoid, self.scene.now + AVOID_US)
+
+    @rule(jump_us=st.sampled_from([0, 0, PAUSE_US, -20 * PAUSE_US]))
+    def release(self, jump_us: int) -> None:
+        """End pauses that are over, perhaps after the wall clock has jumped."""
+        self.scene.now += jump_us
+        released = self.runner.run(self.scene.release(LATEST_US, AVOID_US))
+        now = self.scene.now
+        parked = {id: job for id, job in self.jobs.items() if job.phase == "parked"}
+        assert released == {
+            id for id, job in parked.items() if job.not_before <= now or job.not_before > now + LATEST_US
+        }
+        for id in sorted(released):
+            parked[id].phase = "queued"
+            self.enter(parked[id], parked[id].avoid, now + AVOID_US)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def strike_out(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job = self.jobs[id]
+        ended = self.attempted(self.scene.strike_out((id, job.attempt)))
+        assert ended == (job.phase != "ended")
+        if ended:
+            self.end(job, "failed")
+            job.is_struck_out = True
+            if job.tries and job.tries[-1].outcome is None:
+                job.tries[-1].outcome = "lost"
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def make_anew(self, data: st.DataObject) -> None:
+        """Make a new prediction of an old one: once, and only of one that ended without success."""
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job = self.jobs[id]
+        made = self.runner.run(self.scene.make_anew(id, job.flow, job.queues))
+        is_free = job.phase == "ended" and job.status != "succeeded" and job.requeued_as is None
+        assert (made is not None) == is_free
+        if made is not None:
+            job.is_struck_out, job.requeued_as = False, made
+            self.jobs[made] = Job(job.flow, (0, self.scene.now), job.queues)
+            self.enter(self.jobs[made])
 
     @rule(data=st.data(), worker=st.sampled_from(sorted(WORKERS)))
     def reopen_link(self, data: st.DataObject, worker: str) -> None:
@@ -244,7 +296,7 @@ class Machine(RuleBasedStateMachine):
             tried = job.tries[attempt - 1]
             if tried.holder == worker and attempt == job.attempt and job.phase != "ended":
                 expected.add((id, attempt))
-                if job.phase == "queued":
+                if job.phase in ("queued", "parked"):
                     job.phase = "running" if tried.has_started else "assigned"
                     job.strikes = max(0, job.strikes - tried.has_started)
                     self.leave(job)
@@ -270,12 +322,15 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(self.check())
 
     async def check(self) -> None:
-        found = await self.rows.fetch("SELECT id, phase, status, attempt, strikes FROM predictions")
-        assert {row[0]: row[1:] for row in found} == {
-            id: (job.phase, job.status, job.attempt, job.strikes) for id, job in self.jobs.items()
+        sql = "SELECT id, phase, status, attempt, strikes, struck_out, requeued_as FROM predictions"
+        assert {row[0]: row[1:] for row in await self.rows.fetch(sql)} == {
+            id: (job.phase, job.status, job.attempt, job.strikes, int(job.is_struck_out), job.requeued_as)
+            for id, job in self.jobs.items()
         }
-        queued = {(id, queue) for id, job in self.jobs.items() if job.phase == "queued" for queue in job.queues}
-        assert set(await self.scene.entries()) == queued
+        waiting = {id: job for id, job in self.jobs.items() if job.phase in ("queued", "parked")}
+        assert set(await self.scene.entries()) == {(id, queue) for id, job in waiting.items() for queue in job.queues}
+        pauses = await self.rows.fetch("SELECT DISTINCT prediction, not_before FROM queue_entries")
+        assert dict(pauses) == {id: job.not_before if job.phase == "parked" else None for id, job in waiting.items()}
         flows = await self.rows.fetch("SELECT queue, flow, waiting, virtual_time FROM flows")
         assert {row[:2]: row[2:] for row in flows} == {
             key: (waiting, self.virtual[key]) for key, waiting in self.waiting.items()

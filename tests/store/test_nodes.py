@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from cogflare.domain.phases import Status
-from cogflare.store import fleet, predictions
+from cogflare.store import fleet, predictions, recovery
 from cogflare.store.base import Conflict, Statement
+from cogflare.store.fleet import AttemptKey
 from cogflare.store.postgres import PostgresDatabase
 from cogflare.store.sql import Library, package_folder
 from store.scene import QUEUE, Rows, Scene
@@ -19,6 +20,7 @@ from store.scene import QUEUE, Rows, Scene
 pytestmark = pytest.mark.anyio
 
 LIBRARY = Library(package_folder(), "postgres")
+PAUSE_US = 20_000
 
 
 @pytest.fixture
@@ -199,6 +201,20 @@ async def test_a_link_that_opens_first_keeps_its_attempts(scene: Scene, url: str
     assert await predictions.chunks(scene.db, [key]) == []
 
 
+async def any_verb(scene: Scene, random_: random.Random, key: AttemptKey, worker: str) -> None:
+    verb = random_.choice(["finish", "cancel", "requeue", "checkpoint"])
+    if verb == "cancel":
+        await scene.cancel(key)
+    elif not key[1]:
+        return
+    elif verb == "finish":
+        await scene.finish(key, worker)
+    elif verb == "requeue":
+        await scene.requeue(key, pause_us=random_.choice([0, PAUSE_US]))
+    else:
+        await scene.checkpoint(key)
+
+
 async def test_nodes_at_once_keep_the_books_right(scene: Scene, url: str) -> None:
     """Three nodes do everything to the same predictions, and the rules hold at the end."""
     nodes = [PostgresDatabase(url, writers=2) for _ in range(3)]
@@ -216,15 +232,13 @@ async def test_nodes_at_once_keep_the_books_right(scene: Scene, url: str) -> Non
                 ids.append(await mine.create(random_.choice("abc"), [QUEUE, "extra"]))
             elif turn < 0.6:
                 await mine.claim(worker)
-            elif turn < 0.65:
+            elif turn < 0.63:
+                await mine.release(latest_us=PAUSE_US)
+            elif turn < 0.68:
                 await mine.link(worker, random_.sample(live, min(len(live), 2)))
             else:
                 row = await mine.row(random_.choice(ids))
-                verbs = (mine.finish, mine.cancel, mine.requeue, mine.checkpoint)
-                key = (row.id, row.attempt)
-                verb = random_.choice(verbs)
-                if verb == mine.cancel or row.attempt:
-                    await (mine.finish(key, worker) if verb == mine.finish else verb(key))
+                await any_verb(mine, random_, (row.id, row.attempt), worker)
         except Conflict:
             pass
 
@@ -245,12 +259,14 @@ async def test_nodes_at_once_keep_the_books_right(scene: Scene, url: str) -> Non
 async def books_are_right(scene: Scene) -> None:
     drifted = await scene.rows.fetch(
         "SELECT f.queue, f.flow FROM flows AS f WHERE f.waiting <> (SELECT count(*) FROM queue_entries AS e"
-        " WHERE e.queue = f.queue AND e.flow = f.flow)"
+        " WHERE e.queue = f.queue AND e.flow = f.flow AND e.not_before IS NULL)"
     )
     assert drifted == []
     astray = await scene.rows.fetch(
         "SELECT p.id FROM predictions AS p WHERE (p.phase = 'queued') <> EXISTS"
-        " (SELECT 1 FROM queue_entries AS e WHERE e.prediction = p.id)"
+        " (SELECT 1 FROM queue_entries AS e WHERE e.prediction = p.id AND e.not_before IS NULL)"
+        " OR (p.phase = 'parked') <> EXISTS"
+        " (SELECT 1 FROM queue_entries AS e WHERE e.prediction = p.id AND e.not_before IS NOT NULL)"
     )
     assert astray == []
     wrong = await scene.rows.fetch(
@@ -260,3 +276,80 @@ async def books_are_right(scene: Scene) -> None:
         " OR (count(a.attempt) = 1 AND max(a.attempt) <> p.attempt)"
     )
     assert wrong == []
+
+
+# --- releases --------------------------------------------------------------------------------------------------------
+
+
+async def paused(scene: Scene) -> AttemptKey:
+    """Return a prediction whose pause is over."""
+    await scene.create()
+    key = await scene.claim_key()
+    await scene.checkpoint(key)
+    await scene.requeue(key, pause_us=1)
+    scene.tick()
+    return key
+
+
+def release(scene: Scene, id: str) -> list[Statement]:
+    now = scene.tick()
+    return recovery.release([id], now, now + 1_000_000, now)
+
+
+@pytest.mark.parametrize("how", ["cancel", "return", "release"])
+async def test_a_release_goes_around_what_another_node_holds(scene: Scene, url: str, how: str) -> None:
+    key = await paused(scene)
+    held = {"worker": "w1", "held": f'[["{key[0]}", 1]]'}
+    others = {
+        "cancel": cancel(scene, *key),
+        "return": [
+            Statement("readopt_predictions", held),
+            Statement("drop_held_entries", {"held": held["held"]}),
+            Statement("adopt_attempts", held),
+        ],
+        "release": release(scene, key[0]),
+    }
+    async with uncommitted(url, *others[how]):
+        assert (await scene.db.write(*release(scene, key[0])))[0] == []
+    phases = {"cancel": "ended", "return": "running", "release": "queued"}
+    assert (await scene.row(key[0])).phase == phases[how]
+    is_queued = how == "release"
+    assert len(await scene.entries()) == int(is_queued)
+    assert await scene.waiting() == {(QUEUE, "acct"): int(is_queued)}
+    assert await recovery.pauses(scene.db) is None
+
+
+@pytest.mark.parametrize("how", ["cancel", "return", "finish"])
+async def test_what_waited_for_a_release_finds_its_entries(scene: Scene, url: str, how: str) -> None:
+    key = await paused(scene)
+    async with uncommitted(url, *release(scene, key[0])):
+        if how == "return":
+            verb: asyncio.Future[object] = asyncio.ensure_future(scene.link("w1", held=[key]))
+        else:
+            verb = asyncio.ensure_future(scene.cancel(key) if how == "cancel" else scene.finish(key))
+        await waits_for_a_lock(scene.rows)
+    await verb
+    assert (await scene.row(key[0])).phase == ("running" if how == "return" else "ended")
+    assert await scene.entries() == []
+    assert await scene.waiting() == {(QUEUE, "acct"): 0}
+
+
+async def test_one_of_two_makes_a_new_one(scene: Scene, url: str) -> None:
+    old = await scene.create()
+    await scene.strike_out((old, 0))
+    async with uncommitted(url, recovery.mark_requeued(old, "the-first")):
+        making = asyncio.ensure_future(scene.make_anew(old))
+        await waits_for_a_lock(scene.rows)
+    assert await making is None
+    assert (await scene.row(old)).requeued_as == "the-first"
+
+
+async def test_a_link_waits_for_the_loss_that_sets_its_worker_aside(scene: Scene, url: str) -> None:
+    await scene.link("w1")
+    loss = recovery.Loss("w1", "gone", scene.tick(), scene.tick(), 1)
+    async with uncommitted(url, Statement("count_loss", msgspec.structs.asdict(loss))):
+        opening = asyncio.ensure_future(fleet.open_link(scene.db, scene.hello("w1"), []))
+        await waits_for_a_lock(scene.rows)
+    opened = await opening
+    assert opened is not None
+    assert (opened.epoch, opened.standing.quarantine) == (2, "gone")

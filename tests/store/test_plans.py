@@ -100,12 +100,17 @@ async def fill_the_rest(scene: Scene, count: int) -> None:
         "INSERT INTO tokens SELECT 't' || n, 'a' || n, 'api', 'x', 'hash' || n, 'cft', n, NULL, NULL FROM s",
         "INSERT INTO models (account, owner, name, created_at) SELECT 'a' || n, 'o', 'm', n FROM s",
         "INSERT INTO versions SELECT 'a' || n, 'v', 'o', 'm', 'c', NULL, 'single', n FROM s",
-        "INSERT INTO workers SELECT 'w' || n, 'a' || n, 't', 'x', 'i', 'n', 1, 'away', '', '', n, n FROM s",
+        "INSERT INTO workers (id, account, token, name, instance, node, link_epoch, state, offers, agent, connected_at,"
+        " changed_at) SELECT 'w' || n, 'a' || n, 't', 'x', 'i', 'n', 1, 'away', '', '', n, n FROM s",
         "INSERT INTO flows SELECT 'other' || n % 100, 'f' || n, CASE n % 50 WHEN 0 THEN 1 ELSE 0 END, n FROM s",
         f"INSERT INTO inputs SELECT 'e' || n, 0, '{large}' FROM s",
         f"INSERT INTO chunks SELECT 'e' || n, 1, 'log', 0, '{large}' FROM s",
         "INSERT INTO files (id, account, purpose, prediction, attempt, name, content_type, state, created_at)"
         " SELECT 'f' || n, 'a', 'output', 'e' || n, 1, 'x', 'x', 'bound', n FROM s",
+        "INSERT INTO idempotency (account, kind, key, fingerprint, prediction, created_at)"
+        " SELECT 'a' || (n % 5), CASE n % 2 WHEN 0 THEN 'key' ELSE 'retry' END, 'k' || n, 'f' || n, 'e' || n, n FROM s",
+        "INSERT INTO deliveries (id, account, prediction, event, url, state, created_at)"
+        f" SELECT 'd' || n, 'a', 'e' || n, 'completed', '{large}', 'delivered', n FROM s",
     ):
         await scene.rows.run(series(scene.rows, insert, count))
     await scene.rows.run("ANALYZE")
@@ -169,8 +174,24 @@ async def test_statements_use_the_index_made_for_them(plans: dict[str, str]) -> 
         "list_predictions_upwards": ("predictions_by_account",),
         "list_predictions_by_status": ("predictions_by_status",),
         "list_predictions_by_model": ("predictions_by_model",),
+        "list_struck_out": ("predictions_struck_out",),
+        "list_struck_out_upwards": ("predictions_struck_out",),
+        "next_release": ("queue_entries_parked",),
+        "due_entries": ("queue_entries_parked",),
+        "quarantined_workers": ("workers_quarantined",),
         "bind_files": ("files_by_attempt",),
-        "ready_queues": ("flows_waiting",),
+        "insert_prediction": ("flows_by_flow", "flows_waiting"),
+        "get_client_prediction": ("predictions_by_client_id",),
+        "due_predictions": ("predictions_by_deadline", "predictions_by_start"),
+        "live_predictions": ("predictions_by_status",),
+        "waiting_entries": ("flows_by_flow",),
+        "attach_retry": ("idempotency_by_fingerprint",),
+        "prune_idempotency": ("idempotency_by_age",),
+        "prunable_data": ("predictions_with_data",),
+        "expire_files": ("files_by_attempt",),
+        "expire_unbound_files": ("files_pending",),
+        "expired_files": ("files_expired",),
+        "ready_queues": ("flows_",),
     }
     missing = {name: plans[name] for name, used in indexes.items() if not all(index in plans[name] for index in used)}
     assert missing == {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -154,6 +155,24 @@ async def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "missing").mkdir()
     await database.migrate()
     assert await items(database) == {}
+    await database.aclose()
+
+
+async def test_a_quota_is_a_full_disk_and_passes(tmp_path: Path) -> None:
+    database = SQLiteDatabase(Options(str(tmp_path / "x.db")), sql=SQL)
+    await database.migrate()
+    await database.write(insert("a"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        for name in ("b", "c"):
+            with pytest.raises(Full, match="File too large"):
+                await database.write(insert(name))
+        assert (await items(database)).keys() == {"a"}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    await database.write(insert("b"))
+    assert (await items(database)).keys() == {"a", "b"}
     await database.aclose()
 
 

@@ -7,6 +7,7 @@ from cogflare.store import catalog, files, fleet, predictions
 from cogflare.store.base import Conflict, Statement, Value
 from cogflare.store.catalog import Account, Caller, NewToken
 from cogflare.store.fleet import HeldAttempt, LiveAttempt
+from cogflare.store.recovery import Standing
 from store.scene import QUEUE, Scene
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +35,7 @@ async def test_a_worker_belongs_to_its_account(scene: Scene) -> None:
     await scene.link("w1")
     assert scene.epochs["w1"] == 2
     opened = await fleet.open_link(scene.db, scene.hello("w0", "other"), [])
-    assert opened == (1, [])
+    assert opened == (1, [], Standing())
     assert [worker.id for worker in await fleet.list_workers(scene.db, None, "", 10)] == ["w0", "w1"]
     assert [worker.id for worker in await fleet.list_workers(scene.db, None, "w0", 10)] == ["w1"]
     assert [worker.id for worker in await fleet.list_workers(scene.db, "other", "", 10)] == ["w0"]
@@ -343,7 +344,7 @@ async def test_tenants_do_not_see_each_other(scene: Scene) -> None:
         await scene.finish(key, worker="w-bob")
     assert await scene.db.write(fleet.renew("w-bob", 1, [key]), fleet.free_slots("w-bob", 1, [key], 1)) == [[], []]
     opened = await fleet.open_link(scene.db, scene.hello("w-bob", "bob"), [key])
-    assert opened == (2, [])
+    assert opened == (2, [], Standing())
     assert await predictions.list_page(scene.db, predictions.Query("bob")) == []
     assert await catalog.find_model(scene.db, "bob", "ann", "m") is None
     assert await catalog.catalogs_with(scene.db, "bob", "ann", "m") == ()

@@ -12,9 +12,12 @@ from starlette.routing import Route
 from cogflare import __version__
 from cogflare.api import wire
 from cogflare.api.context import Api, caller_of, json_response, links_of, read_json
+from cogflare.api.predictions import render
 from cogflare.api.problems import conflict, forbidden, not_found
 from cogflare.api.wire import Cursor, format_time
 from cogflare.domain.ids import is_id
+from cogflare.engine import requeues
+from cogflare.engine.requeues import NotRequeued
 from cogflare.protocol.messages import Id
 from cogflare.store import fleet
 from cogflare.store.base import Database
@@ -112,6 +115,19 @@ class Handlers:
             raise conflict(f"The worker is connected to node {node}; ask that node to drain it.")
         raise conflict("The worker is not connected.")
 
+    # --- predictions -----------------------------------------------------------------------------------------------
+
+    async def requeue(self, request: Request) -> Response:
+        """POST /predictions/{id}/requeue: a new prediction of one that failed; the same one for the same question."""
+        caller, links = caller_of(request), links_of(request, self._api)
+        try:
+            view, is_new = await requeues.requeue(
+                self._api.db, self._api.predictions, caller, request.path_params["id"]
+            )
+        except NotRequeued as error:
+            raise conflict(str(error)) from None
+        return json_response(render(view, links), 201 if is_new else 200, {"location": links.get(view.public_id)})
+
     async def attempts(self, request: Request) -> Response:
         """GET /predictions/{id}/attempts: the tries of a prediction, first to last."""
         found = await self._api.predictions.attempts(caller_of(request).account, request.path_params["id"])
@@ -185,11 +201,19 @@ def _render_worker(row: WorkerRow, account: str, state: str) -> bytes:
             "models": models,
             "slots": sum(offer["slots"] for offer in offers),
             "busy": row.busy,
+            "health": "ok" if row.quarantine is None else "quarantined",
+            "quarantine": _render_quarantine(row),
             "agent": msgspec.Raw(row.agent.encode()),
-            "connected_at": format_time(row.connected_at),
+            "connected_at": format_time(row.connected_at) if row.link_epoch else None,
             "changed_at": format_time(row.changed_at),
         }
     )
+
+
+def _render_quarantine(row: WorkerRow) -> dict[str, object] | None:
+    if row.quarantine is None:
+        return None
+    return {"reason": row.quarantine, "since": _time(row.quarantined_at)}
 
 
 def _render_attempt(row: AttemptRow) -> dict[str, object]:
@@ -220,4 +244,5 @@ def routes(api: Api) -> list[Route]:
         Route("/workers", handlers.workers),
         Route("/workers/{id}/drain", handlers.drain_worker, methods=["POST"]),
         Route("/predictions/{id}/attempts", handlers.attempts),
+        Route("/predictions/{id}/requeue", handlers.requeue, methods=["POST"]),
     ]

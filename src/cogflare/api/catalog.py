@@ -1,18 +1,21 @@
 """The caller's account, models and versions over HTTP, as Replicate shows them."""
 
 import re
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Raw
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from cogflare.api import wire
-from cogflare.api.context import Api, caller_of, json_response, links_of
-from cogflare.api.problems import invalid_cursor, not_found
-from cogflare.api.wire import Cursor, Links, WireAccount, WireModel, WireVersion
+from cogflare.api.context import Api, caller_of, json_response, links_of, read_json
+from cogflare.api.problems import forbidden, invalid_cursor, invalid_input, not_found
+from cogflare.api.wire import Cursor, Links, WireAccount, WireLimits, WireModel, WireVersion
+from cogflare.domain.errors import Forbidden
 from cogflare.domain.ids import SHARED, is_version
+from cogflare.domain.inputs import FieldProblem
 from cogflare.store.catalog import Model, Version
 
 PAGE: Final = 25
@@ -23,6 +26,20 @@ _ANY_SCHEMA: Final = Raw(
     b'"Input":{"title":"Input","type":"object","properties":{}},"Output":{"title":"Output"}}}}'
 )
 """Stands for a model that came without a schema, because clients fall over a null."""
+
+
+_MAX_CHANGES: Final = 64 * 1024
+_Limit = Annotated[float, Meta(ge=0, le=31_536_000)]
+
+
+class _Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a PATCH. Durations in seconds, 0 for ever."""
+
+    description: Annotated[str, Meta(max_length=2_000)] | UnsetType | None = UNSET
+    run_limit_s: _Limit | UnsetType | None = UNSET
+    start_limit_s: _Limit | UnsetType | None = UNSET
+    max_queued: Annotated[int, Meta(ge=1, le=1_000_000_000)] | UnsetType | None = UNSET
+    rerun: bool | UnsetType = UNSET
 
 
 class Handlers:
@@ -59,6 +76,23 @@ class Handlers:
     async def model(self, request: Request) -> Response:
         """GET /models/{owner}/{name}."""
         model = await self._api.catalog.model(caller_of(request).account, *_names(request))
+        return json_response(_render_model(model, links_of(request, self._api)))
+
+    async def change(self, request: Request) -> Response:
+        """PATCH /models/{owner}/{name}: what its owner may set; null goes back to the server's default."""
+        owner, name = _names(request)
+        changes = await read_json(request, _Changes, _MAX_CHANGES)
+        columns = {
+            field: int(value) if isinstance(value, bool) else value
+            for field, value in msgspec.structs.asdict(changes).items()
+            if value is not UNSET
+        }
+        if "\0" in (changes.description or ""):
+            raise invalid_input([FieldProblem("format", "description", "Must not contain NUL")])
+        try:
+            model = await self._api.catalog.change(caller_of(request), owner, name, columns)
+        except Forbidden:
+            raise forbidden("This model belongs to the account `shared`; changing it takes an admin token.") from None
         return json_response(_render_model(model, links_of(request, self._api)))
 
     async def versions(self, request: Request) -> Response:
@@ -117,6 +151,7 @@ def _render_model(model: Model, links: Links) -> bytes:
             run_count=model.run_count,
             description=model.description,
             latest_version=None if model.latest is None else _version(model.latest),
+            limits=WireLimits(model.run_limit_s, model.start_limit_s, model.max_queued, model.rerun),
         )
     )
 
@@ -137,6 +172,7 @@ def routes(api: Api) -> list[Route]:
         Route("/account", handlers.account),
         Route("/models", handlers.models),
         Route("/models/{owner}/{name}", handlers.model),
+        Route("/models/{owner}/{name}", handlers.change, methods=["PATCH"]),
         Route("/models/{owner}/{name}/versions", handlers.versions),
         Route("/models/{owner}/{name}/versions/{version}", handlers.version),
     ]

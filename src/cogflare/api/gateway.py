@@ -1,8 +1,12 @@
-"""The WebSocket end of worker links: authenticates the handshake, moves frames, and leaves all sense to the engine."""
+"""The WebSocket end of worker links: authenticates the handshake, moves frames, and leaves all sense to the engine.
+
+A link that sends more than its budget is read more slowly: its frames then wait in the worker, not here.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,17 +19,50 @@ from cogflare.store.catalog import Caller
 
 log = structlog.get_logger()
 
-_MAX_WAITING = 64 * 1024 * 1024  # bytes queued for an agent that does not read
+_MAX_WAITING = 8 << 20  # bytes queued for an agent that does not read
+_MAX_WAITING_ALL = 256 << 20  # bytes queued for all agents of the node; over it,
+_FAIR_WAITING = 64 << 10  # one that has so many is cut off when it is sent more
+_FRAME = 256  # bytes of memory that a queued frame takes beside its text
+_RATE = 8_000_000  # bytes a second that are read of one link,
+_BURST = 8_000_000  # bytes that may come at once,
+_MESSAGE = 400  # and as how many bytes a message counts beside its text
 _HELLO_S = 30.0  # for the first message
 _CLOSE_S = 5.0  # for the closing handshake; an end that does not answer is cut off
+
+
+class Budget:
+    """What may be read of one link: `rate` bytes a second, and `burst` at once. The clock is asked only beyond that."""
+
+    def __init__(self, rate: float = _RATE, burst: float = _BURST) -> None:
+        self._rate = rate
+        self._burst = self._left = burst
+        self._at = asyncio.get_running_loop().time()
+
+    def spend(self, size: int) -> float:
+        """Take down what was read; returns the seconds to wait before anything else is."""
+        self._left -= size
+        if self._left >= 0:
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, -self._left / self._rate)
+
+
+class Backlog:
+    """The bytes that wait for all agents of a node."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class Socket:
     """The port of a link: frames wait here until the socket takes them; an agent that never reads is cut off."""
 
-    def __init__(self, send: Send, cut: Callable[[], object]) -> None:
+    def __init__(self, send: Send, cut: Callable[[], object], backlog: Backlog) -> None:
         self._send = send
         self._cut = cut
+        self._backlog = backlog
         self._waiting: deque[Message] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -36,12 +73,26 @@ class Socket:
         if self._is_closing:
             return
         for frame in frames:
-            self._bytes += len(frame)
+            self._count(len(frame) + _FRAME)
             self._waiting.append({"type": "websocket.send", "text": frame})
-        if self._bytes > _MAX_WAITING:
-            self._waiting.clear()
+        is_crowded = self._backlog.bytes > _MAX_WAITING_ALL and self._bytes > _FAIR_WAITING
+        if self._bytes > _MAX_WAITING or is_crowded:
+            self.drop()
             self.close(1008, "the agent does not read")
         self._wake.set()
+
+    def room(self) -> int:
+        """Return how many bytes of inputs may be sent now; agents fetch the others by HTTP."""
+        return 0 if self._backlog.bytes > _MAX_WAITING_ALL // 2 else _MAX_WAITING // 2 - self._bytes
+
+    def drop(self) -> None:
+        """Forget what is queued."""
+        self._waiting.clear()
+        self._count(-self._bytes)
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._backlog.bytes += size
 
     def close(self, code: int, reason: str) -> None:
         """Queue the close, after what is queued."""
@@ -58,7 +109,8 @@ class Socket:
             self._wake.clear()
             while self._waiting:
                 message = self._waiting.popleft()
-                self._bytes -= len(message.get("text", ""))
+                if message["type"] == "websocket.send":
+                    self._count(-len(message["text"]) - _FRAME)
                 try:
                     await self._send(message)
                 except (OSError, RuntimeError):
@@ -72,32 +124,39 @@ class Gateway:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self._backlog = Backlog()
 
     async def serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket of an authenticated worker and serve it until it ends."""
         await receive()
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
-        over = asyncio.Event()
-        socket = Socket(send, over.set)
+        # Ten thousand links stand idle: whatever one of them keeps is kept as small as it can be.
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        socket = Socket(send, partial(_end, over), self._backlog)
         link = self._fleet.open(caller, socket)
         pump = asyncio.create_task(socket.pump())
         reading = asyncio.create_task(_read(link, receive))
-        ended = asyncio.create_task(over.wait())
         greeting = asyncio.get_running_loop().call_later(_HELLO_S, _expect_hello, link)
         try:
-            await asyncio.wait((reading, pump, ended), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reading, pump, over), return_when=asyncio.FIRST_COMPLETED)
             if pump.done() and not reading.done():
                 # The close is sent; the peer may still answer it.
-                await asyncio.wait((reading, ended), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((reading, over), return_when=asyncio.FIRST_COMPLETED)
         finally:
             greeting.cancel()
-            for task in (reading, pump, ended):
+            for task in (reading, pump, over):
                 task.cancel()
-            failure, *_ = await asyncio.gather(reading, pump, ended, return_exceptions=True)
+            failure, *_ = await asyncio.gather(reading, pump, return_exceptions=True)
+            socket.drop()
             if isinstance(failure, Exception):
                 log.error("link failed", worker=link.worker, exc_info=failure)
             await link.closed()
+
+
+def _end(over: "asyncio.Future[None]") -> None:
+    if not over.done():
+        over.set_result(None)
 
 
 def _expect_hello(link: Link) -> None:
@@ -106,9 +165,13 @@ def _expect_hello(link: Link) -> None:
 
 
 async def _read(link: Link, receive: Receive) -> None:
+    budget = Budget()
     while True:
         message: dict[str, Any] = dict(await receive())
         if message["type"] != "websocket.receive":
             return
-        frame = message.get("text")
-        await link.receive(frame if frame is not None else message.get("bytes") or b"")
+        text = message.get("text")
+        frame = text if text is not None else message.get("bytes") or b""
+        count = await link.receive(frame)
+        if (pause_s := budget.spend(len(frame) + _MESSAGE * count)) > 0:
+            await asyncio.sleep(pause_s)

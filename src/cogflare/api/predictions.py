@@ -1,4 +1,8 @@
-"""Predictions over HTTP: create, read, list, cancel. Handlers parse, call the engine once, render."""
+"""Predictions over HTTP: create, read, list, cancel. Handlers parse, call the engine once, render.
+
+A create that may have been sent before says so in one of three ways: PUT with an id of the client's own, the header
+`Idempotency-Key`, or the count of retries that the Stainless clients send.
+"""
 
 from collections.abc import Mapping
 
@@ -13,8 +17,10 @@ from cogflare.api.wire import Cursor, Form, Links, WirePrediction
 from cogflare.domain.ids import HIGHEST_ID, is_id
 from cogflare.domain.phases import Status
 from cogflare.engine.predictions import Order
+from cogflare.engine.repeats import Answer
 from cogflare.engine.views import PredictionView
-from cogflare.store.predictions import Query
+from cogflare.store.limits import Filter
+from cogflare.store.predictions import FAR_FUTURE, Query
 
 PAGE = 100
 _events = msgspec.json.Decoder(list[str])
@@ -26,13 +32,13 @@ def render(view: PredictionView, links: Links, form: Form = "get") -> bytes:
     output = None if view.output is None else msgspec.Raw(wire.absolute_files(view.output, links.base_url))
     return wire.render_prediction(
         WirePrediction(
-            id=view.id,
+            id=view.public_id,
             model=view.model,
             version=view.version,
             input=view.input,
             status=view.status,  # type: ignore[arg-type]
             created_at=view.created_at,
-            urls=links.prediction(view.id),
+            urls=links.prediction(view.public_id),
             output=output,
             logs=view.logs,
             error=view.error,
@@ -56,11 +62,19 @@ class Handlers:
 
     async def create(self, request: Request) -> Response:
         """POST /predictions: `version` is an id, `owner/name:id` or `owner/name`."""
-        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=True)
-        assert body.version is not None
-        reference = requests.parse_reference(body.version)
-        model = f"{reference.owner}/{reference.name}" if reference.owner else None
-        return await self._create(request, body, model, reference.id)
+        return await self._create(request, *await self._body(request))
+
+    async def put(self, request: Request) -> Response:
+        """PUT /predictions/{id}: create under an id of the client's own, once."""
+        client_id = requests.parse_client_id(request.path_params["id"])
+        return await self._create(request, *await self._body(request), client_id)
+
+    async def put_for_model(self, request: Request) -> Response:
+        """PUT /models/{owner}/{name}/predictions/{id}."""
+        client_id = requests.parse_client_id(request.path_params["id"])
+        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=False)
+        owner, name = request.path_params["owner"], request.path_params["name"]
+        return await self._create(request, body, f"{owner}/{name}", None, client_id)
 
     async def create_for_model(self, request: Request) -> Response:
         """POST /models/{owner}/{name}/predictions: whatever version its workers offer."""
@@ -73,8 +87,20 @@ class Handlers:
         body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=False)
         return await self._create(request, body, None, request.path_params["version"])
 
+    async def _body(self, request: Request) -> tuple[requests.PredictionBody, str | None, str | None]:
+        """Read the body of a create that says itself what to run: (body, model, version)."""
+        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=True)
+        assert body.version is not None
+        reference = requests.parse_reference(body.version)
+        return body, f"{reference.owner}/{reference.name}" if reference.owner else None, reference.id
+
     async def _create(
-        self, request: Request, body: requests.PredictionBody, model: str | None, version: str | None
+        self,
+        request: Request,
+        body: requests.PredictionBody,
+        model: str | None,
+        version: str | None,
+        client_id: str | None = None,
     ) -> Response:
         links = links_of(request, self._api)
         prefer = request.headers.get("prefer")
@@ -87,12 +113,31 @@ class Handlers:
             version,
             body.webhook,
             None if events is None else msgspec.json.encode(events).decode(),
+            requests.parse_cancel_after(request.headers.get("cancel-after")),
         )
-        view = await self._api.predictions.create(caller_of(request), order, hold_s)
-        headers = {"location": links.get(view.id)}
+        answer = await self._accept(request, order, client_id, hold_s)
+        view = answer.view
+        headers = {"location": links.get(view.public_id)}
         if hold_s is not None:
             headers["preference-applied"] = requests.preference_applied(prefer) or "wait"
-        return json_response(render(view, links, "get" if view.is_ended else "create"), 201, headers)
+        if not answer.is_new:
+            headers["idempotent-replayed"] = "true"
+        is_fresh = answer.is_new or hold_s is not None
+        form: Form = "create" if is_fresh and not view.is_ended else "get"
+        return json_response(render(view, links, form), 201 if answer.is_new or client_id is None else 200, headers)
+
+    async def _accept(self, request: Request, order: Order, client_id: str | None, hold_s: float | None) -> Answer:
+        """Create a prediction, or find the one that this request made when it was sent before."""
+        caller, repeats = caller_of(request), self._api.repeats
+        if client_id is not None:
+            return await repeats.named(caller, order, client_id, hold_s)
+        key = requests.parse_idempotency_key(request.headers.get("idempotency-key"))
+        if key is not None:
+            return await repeats.keyed(caller, order, key, hold_s)
+        number = requests.parse_retry_count(request.headers.get("x-stainless-retry-count"))
+        if number is not None:
+            return await repeats.retried(caller, order, number, hold_s)
+        return Answer(await self._api.predictions.create(caller, order, hold_s), True)
 
     async def get(self, request: Request) -> Response:
         """GET /predictions/{id}."""
@@ -104,8 +149,14 @@ class Handlers:
         view = await self._api.predictions.cancel(caller_of(request).account, request.path_params["id"])
         return json_response(render(view, links_of(request, self._api)))
 
+    async def cancel_matching(self, request: Request) -> Response:
+        """POST /predictions/cancel: whatever the parameters name, up to 1,000 a call."""
+        wanted = _filter(caller_of(request).account, request.query_params)
+        canceled, more = await self._api.predictions.cancel_matching(wanted)
+        return json_response(msgspec.json.encode({"canceled": canceled, "more": more}))
+
     async def list(self, request: Request) -> Response:
-        """GET /predictions: newest first; filters `created_after`, `created_before`, `status`, `model`."""
+        """GET /predictions: newest first; `created_after`, `created_before`, `status`, `model`, `struck_out` filter."""
         params = request.query_params
         cursor = wire.parse_cursor(params.get("cursor"))
         query = _query(caller_of(request).account, params, cursor)
@@ -124,6 +175,14 @@ class Handlers:
         return json_response(wire.page([render(view, links) for view in views], following, previous))
 
 
+def _is_set(params: Mapping[str, str], name: str) -> bool:
+    """Read a parameter that is true or false, and false where it is absent."""
+    value = params.get(name, "false")
+    if value not in ("true", "false"):
+        raise problems.bad_request(f"{name} must be true or false")
+    return value == "true"
+
+
 def _query(account: str, params: Mapping[str, str], cursor: Cursor | None) -> Query:
     status, model = params.get("status"), params.get("model")
     if status is not None and status not in _STATUSES:
@@ -136,6 +195,7 @@ def _query(account: str, params: Mapping[str, str], cursor: Cursor | None) -> Qu
         "model": model,
         "created_from": requests.parse_time(after, "created_after") if after else 0,
         "limit": PAGE + 1,
+        "struck_out": _is_set(params, "struck_out"),
     }
     if before:
         filters["created_to"] = requests.parse_time(before, "created_before")
@@ -144,6 +204,25 @@ def _query(account: str, params: Mapping[str, str], cursor: Cursor | None) -> Qu
     if cursor.backwards:
         return Query(account, after=cursor.last_id, **filters)  # type: ignore[arg-type]
     return Query(account, before=cursor.last_id, **filters)  # type: ignore[arg-type]
+
+
+def _filter(account: str, params: Mapping[str, str]) -> Filter:
+    """Read what to cancel; strict, because a filter that was passed over would cancel more than was meant."""
+    unknown = params.keys() - {"status", "model", "created_after", "created_before", "all"}
+    if unknown:
+        raise problems.bad_request(f"There is no filter {', '.join(sorted(unknown))}; nothing was canceled")
+    if not params or params.get("all", "true") != "true":
+        raise problems.bad_request("Say what to cancel: status, model, created_after, created_before, or all=true")
+    status, after, before = params.get("status"), params.get("created_after"), params.get("created_before")
+    if status is not None and status not in _STATUSES:
+        raise problems.bad_request(f"status must be one of: {', '.join(sorted(_STATUSES))}")
+    return Filter(
+        account,
+        status,
+        params.get("model"),
+        0 if after is None else requests.parse_time(after, "created_after"),
+        FAR_FUTURE if before is None else requests.parse_time(before, "created_before"),
+    )
 
 
 def routes(api: Api) -> list[Route]:
@@ -155,5 +234,8 @@ def routes(api: Api) -> list[Route]:
         Route("/models/{owner}/{name}/predictions", handlers.create_for_model, methods=["POST"]),
         Route("/predictions", handlers.list, methods=["GET"]),
         Route("/predictions/{id}/cancel", handlers.cancel, methods=["POST"]),
+        Route("/predictions/{id}", handlers.put, methods=["PUT"]),
+        Route("/models/{owner}/{name}/predictions/{id}", handlers.put_for_model, methods=["PUT"]),
+        Route("/predictions/cancel", handlers.cancel_matching, methods=["POST"]),
         Route("/models/{version}/predictions", handlers.create_for_reference, methods=["POST"]),
     ]

@@ -130,6 +130,11 @@ def body_too_large(limit_bytes: int) -> Problem:
     return Problem(413, f"Request bodies must be less than {_size(limit_bytes)} in size", title="Payload too large")
 
 
+def output_too_large(limit_bytes: int) -> Problem:
+    """413 of outputs that workers send; it becomes the error of their predictions."""
+    return Problem(413, f"Output is larger than {limit_bytes} bytes")
+
+
 def file_too_large(limit_bytes: int) -> Problem:
     """413 of file uploads."""
     return Problem(413, f"Files must be less than {_size(limit_bytes)} in size")
@@ -143,6 +148,16 @@ def conflict(detail: str) -> Problem:
 def insufficient_budget(detail: str) -> Problem:
     """402: nothing is left to pay for this run."""
     return Problem(402, detail, title="Insufficient credit", headers=_NO_RETRY)
+
+
+def reused(detail: str) -> Problem:
+    """422: the key or id of this request belongs to another one."""
+    return Problem(422, detail, title="Reused for another request", headers=_NO_RETRY)
+
+
+def queue_full(detail: str, retry_after_s: int = 5) -> Problem:
+    """429: as many predictions wait as may wait; `detail` says whose."""
+    return Problem(429, detail, title="Too many waiting predictions", retry_after_s=retry_after_s)
 
 
 def throttled(retry_after_s: float) -> Problem:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.api.problems import Problem, bad_request, invalid_input, malformed_json, version_not_permitted
+from cogflare.domain.ids import is_client_id
 from cogflare.domain.inputs import FieldProblem, type_name
 
 MAX_DEPTH: Final = 128
@@ -203,6 +204,9 @@ _WAIT: Final = re.compile(
 )
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s?)?", re.ASCII | re.IGNORECASE)
 _MIN_CANCEL_AFTER_S: Final = 5
+_MAX_CANCEL_AFTER_S: Final = 365 * 86_400
+_COUNT: Final = re.compile(r"[0-9]{1,4}", re.ASCII)
+_KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 _REFERENCE: Final = re.compile(
     r"(?:(?P<owner>[a-zA-Z0-9][a-zA-Z0-9._-]{0,99})/(?P<name>[a-zA-Z0-9][a-zA-Z0-9._-]{0,99})(?::(?=.)|$))?"
     r"(?P<id>[0-9a-f]{64})?",
@@ -239,7 +243,10 @@ def preference_applied(header: str | None) -> str | None:
 
 
 def parse_cancel_after(header: str | None) -> int | None:
-    """Return the microseconds of a `Cancel-After` duration (`90`, `30s`, `1h30m45s`; at least 5 s), None if absent."""
+    """Return the microseconds of a `Cancel-After` duration (`90`, `30s`, `1h30m45s`), None if absent.
+
+    Raise `Problem` 400 for what is no duration, or not one from 5 seconds to a year.
+    """
     if header is None:
         return None
     text = header.strip()
@@ -250,7 +257,30 @@ def parse_cancel_after(header: str | None) -> int | None:
     total_s = hours * 3600 + minutes * 60 + seconds
     if total_s < _MIN_CANCEL_AFTER_S:
         raise bad_request(f"Cancel-After must be at least {_MIN_CANCEL_AFTER_S} seconds", title="Invalid header")
+    if total_s > _MAX_CANCEL_AFTER_S:
+        raise bad_request("Cancel-After must be at most a year (8760h)", title="Invalid header")
     return total_s * 1_000_000
+
+
+def parse_idempotency_key(header: str | None) -> str | None:
+    """Return the `Idempotency-Key`, None if absent; raise `Problem` 400 unless it is 1 to 255 characters of ASCII."""
+    if header is None:
+        return None
+    if _KEY.fullmatch(header) is None:
+        raise bad_request("Idempotency-Key must be 1 to 255 visible characters of ASCII", title="Invalid header")
+    return header
+
+
+def parse_retry_count(header: str | None) -> int | None:
+    """Return what a client counts in `X-Stainless-Retry-Count`, None where there is no such number."""
+    return int(header) if header is not None and _COUNT.fullmatch(header) else None
+
+
+def parse_client_id(text: str) -> str:
+    """Return the id that a client gives to a prediction; raise `Problem` 400 for what cannot be one."""
+    if not is_client_id(text):
+        raise bad_request("The id of a prediction is 1 to 200 of the characters A-Z a-z 0-9 . _ : -")
+    return text
 
 
 def parse_reference(version: str) -> Reference:

@@ -15,10 +15,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogflare.api import problems
 from cogflare.api.auth import authenticate, authorize
-from cogflare.api.context import Api
+from cogflare.api.context import Api, Bodies
 from cogflare.api.gateway import Gateway
 from cogflare.api.problems import Problem
-from cogflare.domain.errors import Forbidden, InvalidInput, NotFound, RequestError, VersionNotFound
+from cogflare.domain.errors import (
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    RequestError,
+    Reused,
+    VersionNotFound,
+)
 from cogflare.protocol.messages import LINK_PATH
 from cogflare.store.base import Full, StoreError
 
@@ -26,6 +34,7 @@ log = structlog.get_logger()
 
 _OPEN = ("/f/", "/health")
 _WORKERS = "/worker/"
+_MAX_REQUESTS = 25_000  # under way, those that hold their answer back included
 
 
 class Application:
@@ -35,6 +44,8 @@ class Application:
         self._api = api
         self._router = router
         self._gateway = gateway
+        self._requests = 0
+        self.bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or socket."""
@@ -46,7 +57,10 @@ class Application:
             await self._websocket(path, scope, receive, send)
             return
         watch = _Watch(send)
+        self._requests += 1
         try:
+            if self._requests > _MAX_REQUESTS:
+                raise problems.unavailable(1, "The server has too many requests to answer right now; try again.")
             if not path.startswith(_OPEN):
                 caller = await authenticate(self._api.accounts, Headers(scope=scope))
                 authorize(caller, path.startswith(_WORKERS))
@@ -60,6 +74,8 @@ class Application:
                 # Part of an answer is out: breaking the connection is the only honest end.
                 raise
             await problem.response()(scope, receive, send)
+        finally:
+            self._requests -= 1
 
     async def _websocket(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -133,6 +149,10 @@ def _refusal(error: RequestError) -> Problem:
         return problems.forbidden()
     if isinstance(error, NotFound):
         return problems.not_found()
+    if isinstance(error, QueueFull):
+        return problems.queue_full(str(error))
+    if isinstance(error, Reused):
+        return problems.reused(str(error))
     return problems.bad_request(str(error))
 
 

@@ -211,6 +211,15 @@ class WireVersion(msgspec.Struct, frozen=True, kw_only=True):
     cog_version: str = "0.16.0"
 
 
+class WireLimits(msgspec.Struct, frozen=True):
+    """What a model's owner has set; null is the server's default. `rerun`: text that was shown may be made anew."""
+
+    run_limit_s: float | None = None
+    start_limit_s: float | None = None
+    max_queued: int | None = None
+    rerun: bool = False
+
+
 class WireModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model; `default_example` is a prediction rendered in full, or None."""
 
@@ -229,6 +238,7 @@ class WireModel(msgspec.Struct, frozen=True, kw_only=True):
     cover_image_url: str | None = None
     default_example: Raw | None = None
     latest_version: WireVersion | None = None
+    limits: WireLimits = WireLimits()
 
 
 class WireAccount(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,15 +12,19 @@ from starlette.routing import Route
 
 from cogflare.api.context import Api, caller_of, json_response, read_body, read_json
 from cogflare.api.files import blob_problem
-from cogflare.api.problems import bad_request, conflict, forbidden, not_found
+from cogflare.api.problems import bad_request, conflict, forbidden, not_found, output_too_large
 from cogflare.api.requests import decode_json
 from cogflare.blobs.base import BlobError, UploadTarget
 from cogflare.domain.ids import is_id
 from cogflare.engine.files import NotUploaded, Sender, Superseded
-from cogflare.protocol.messages import AttemptKey, Count, Id
+from cogflare.protocol.messages import MAX_REASON, AttemptKey, Count, Id
+from cogflare.store import recovery
+from cogflare.store.recovery import SetupFailure
 
 MAX_RESULT_BYTES: Final = 16 << 20
 _MAX_ORDER_BYTES: Final = 64 << 10
+_NAME: Final = "[0-9A-Za-z][0-9A-Za-z._-]{0,99}"
+_MODEL: Final = rf"^{_NAME}/{_NAME}\Z"
 
 
 class FileOrder(msgspec.Struct, frozen=True):
@@ -45,6 +49,14 @@ class OrderedFile(msgspec.Struct, frozen=True):
     reference: str
     upload: UploadTarget
     complete: str | None
+
+
+class SetupReport(msgspec.Struct, frozen=True):
+    """Why a worker does not come: its model was not set up. `model` is `owner/name`."""
+
+    name: Annotated[str, Meta(max_length=100)]
+    model: Annotated[str, Meta(pattern=_MODEL)]
+    reason: str
 
 
 class Handlers:
@@ -86,7 +98,7 @@ class Handlers:
     async def put_result(self, request: Request) -> Response:
         """PUT /worker/v1/attempts/{prediction}/{attempt}/result: an output that does not fit a frame."""
         sender, key = _sender(request), _attempt(request)
-        body = await read_body(request, self._max_result_bytes)
+        body = await read_body(request, self._max_result_bytes, output_too_large)
         decode_json(body)
         with _refusals():
             await self._api.files.put_result(sender, key, body.decode())
@@ -99,6 +111,32 @@ class Handlers:
             await self._api.files.require_held(sender, key)
         text = await self._api.predictions.input_of(*key, sender.worker)
         return json_response(text.encode())
+
+    async def setup_failed(self, request: Request) -> Response:
+        """POST /worker/v1/setup-failures: a worker that will not open a link, because its model was not set up."""
+        sender, caller = _sender(request), caller_of(request)
+        report = await read_json(request, SetupReport, _MAX_ORDER_BYTES)
+        owner, _, name = report.model.partition("/")
+        failure = SetupFailure(
+            sender.worker,
+            caller.account,
+            caller.token,
+            _plain(report.name),
+            _encode([{"owner": owner, "name": name, "version": "", "slots": 0}]),
+            f"the model was not set up: {_plain(report.reason)}"[:MAX_REASON],
+            self._api.clock.wall(),
+        )
+        if not await recovery.note_setup_failure(self._api.db, failure):
+            raise forbidden("This worker id belongs to another account.")
+        return Response(status_code=204)
+
+
+def _plain(text: str) -> str:
+    return text.replace("\0", " ")
+
+
+def _encode(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _sender(request: Request) -> Sender:
@@ -143,4 +181,5 @@ def routes(api: Api, max_result_bytes: int = MAX_RESULT_BYTES) -> list[Route]:
         Route("/worker/v1/files/{id}/complete", handlers.complete, methods=["POST"]),
         Route(f"{attempt}/result", handlers.put_result, methods=["PUT"]),
         Route(f"{attempt}/input", handlers.get_input),
+        Route("/worker/v1/setup-failures", handlers.setup_failed, methods=["POST"]),
     ]

@@ -87,12 +87,19 @@ class BlobStore(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove what is stored under the key, if anything is."""
+        """Remove what is stored under the key, if anything is; durable when it returns."""
         ...
 
     async def upload_target(self, key: str, content_type: str, size: int | None) -> UploadTarget | None:
         """Return where a worker may put the bytes past this server; None if they come through `put`.
 
         Who answers with a target has the upload confirmed by `head` afterwards.
+        """
+        ...
+
+    async def sweep(self, older_than_s: float) -> int:
+        """Remove what puts that never came to an end have left, if it lies there for so long; returns how much it was.
+
+        Whole blobs are left alone, whatever their keys are.
         """
         ...

@@ -1,7 +1,7 @@
 """Blobs as files in a folder. Each is written beside its place, synced and renamed, so that it is whole or not there.
 
     <root>/ab/ab…    the blob of a key, under the first two characters of it
-    <root>/parts/    what is being written; what a crash leaves there is removed a day later
+    <root>/parts/    what is being written; what a crash leaves there is swept
 
 All file operations run in threads, a piece of about a megabyte at a time.
 """
@@ -24,7 +24,6 @@ from cogflare.blobs.base import BlobError, BlobFull, BlobMissing, BlobTooLarge, 
 PIECE: Final = 1 << 20
 _KEY: Final = re.compile(r"[0-9a-z]{40}", re.ASCII)
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_STALE_S: Final = 86_400.0
 
 T = TypeVar("T")
 
@@ -35,14 +34,10 @@ class LocalBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._parts = root / "parts"
-        self._is_swept = False
 
     async def put(self, key: str, body: AsyncIterable[bytes], limit: int) -> Stored:
         """Store all of `body`, see `BlobStore`."""
         target = self._path(key)
-        if not self._is_swept:
-            self._is_swept = True
-            await _run(self._sweep)
         part = _Part(self._parts / f"{key}.{secrets.token_hex(8)}")
         try:
             await _run(part.begin)
@@ -72,26 +67,30 @@ class LocalBlobStore:
 
     async def delete(self, key: str) -> None:
         """Remove a blob, see `BlobStore`."""
-        path = self._path(key)
-        await _run(lambda: path.unlink(missing_ok=True))
+        await _run(_remove, self._path(key))
 
     async def upload_target(self, key: str, content_type: str, size: int | None) -> UploadTarget | None:
         """Return None: all bytes come through `put`."""
         return None
+
+    async def sweep(self, older_than_s: float) -> int:
+        """Remove parts of blobs that nobody writes any more, see `BlobStore`."""
+        return await _run(self._sweep, older_than_s)
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise ValueError("the key of a blob is 40 characters of 0-9 and a-z")
         return self._root / key[:2] / key
 
-    def _sweep(self) -> None:
-        """Remove what crashes have left."""
-        oldest = time.time() - _STALE_S
+    def _sweep(self, older_than_s: float) -> int:
+        oldest, swept = time.time() - older_than_s, 0
         for part in self._parts.glob("*"):
             # Another process may be sweeping too.
             with suppress(FileNotFoundError):
                 if part.stat().st_mtime < oldest:
                     part.unlink()
+                    swept += 1
+        return swept
 
 
 class _Part:
@@ -209,6 +208,12 @@ def _translate(error: OSError) -> BlobError:
         return BlobMissing("nothing is stored under this key")
     kind = BlobFull if error.errno in _FULL else BlobUnavailable
     return kind(error.strerror or type(error).__name__)
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.unlink()
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -8,7 +8,7 @@ click.ClickException
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -66,11 +66,15 @@ class Client:
 
     def get(self, path: str, **params: str | int | None) -> Any:
         """Return the JSON at `path`; parameters that are None are left out."""
-        return self._request("GET", path, params={name: value for name, value in params.items() if value is not None})
+        return self._request("GET", path, params=_given(params))
 
-    def post(self, path: str, body: Any = None) -> Any:
+    def post(self, path: str, body: Any = None, **params: str | None) -> Any:
         """Send JSON (or nothing) and return the JSON that comes back, None for an empty answer."""
-        return self._request("POST", path, json=body)
+        return self._request("POST", path, json=body, params=_given(params))
+
+    def patch(self, path: str, body: Any) -> Any:
+        """Change what is at `path` and return the JSON that comes back."""
+        return self._request("PATCH", path, json=body)
 
     def delete(self, path: str) -> None:
         """Delete what is at `path`."""
@@ -140,6 +144,10 @@ class Client:
         # What is wrong with an input comes as a list, one line each.
         gap = "\n" if detail.startswith("- ") else " "
         return ApiError(f"the server refused this (HTTP {status}):{gap}{detail}", status)
+
+
+def _given(params: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def with_client(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,15 +7,38 @@ import click
 
 from cogflare.cli.client import Client, with_client
 from cogflare.cli.inputs import input_rows
-from cogflare.cli.output import age, as_json, note, print_fields, print_json, print_table
+from cogflare.cli.output import age, as_json, duration, note, print_fields, print_json, print_table
+from cogflare.cli.tokens import Duration
 
 MODEL: Final = re.compile(r"[^/:\s]+/[^/:\s]+")
 _EVERYTHING: Final = 10_000
 
 
+class Limit(click.ParamType[float | str]):
+    """A time such as `10m`, in seconds; `never` is 0, and `default` what the server has."""
+
+    name = "limit"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Read the text of the command line."""
+        if value == "default" or isinstance(value, float):
+            return value
+        return 0.0 if value == "never" else float(Duration().convert(value, param, ctx))
+
+
+class Count(click.ParamType[int | str]):
+    """A number from 1 on; `default` is what the server has."""
+
+    name = "count"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Read the text of the command line."""
+        return value if value == "default" else int(click.IntRange(1)(value, param, ctx))
+
+
 @click.group()
 def models() -> None:
-    """Look at the models that can be run."""
+    """Look at the models that can be run, and set what holds for them."""
 
 
 @models.command("list")
@@ -50,6 +73,7 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
             ("description", found["description"]),
             ("version", _version(found)),
             ("runs", found["run_count"]),
+            *_limits(found["limits"]),
         ]
     )
     rows = input_rows((found["latest_version"] or {}).get("openapi_schema"))
@@ -58,6 +82,41 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
         rows,
         "its inputs are not declared: `cog build` in its folder would do that",
     )
+
+
+@models.command("set")
+@click.argument("model", metavar="OWNER/NAME")
+@click.option("--run-limit", type=Limit(), metavar="TIME", help="How long it may run: 10m, never, or default.")
+@click.option("--start-limit", type=Limit(), metavar="TIME", help="How long a prediction may wait for its start.")
+@click.option("--max-queued", type=Count(), metavar="NUMBER", help="How many may wait: a number, or default.")
+@click.option("--rerun/--no-rerun", default=None, help="Whether text that was shown may be made anew after a loss.")
+@click.option("--description", help="What it is, in words.")
+@with_client
+def set_model(
+    client: Client,
+    model: str,
+    run_limit: float | str | None,
+    start_limit: float | str | None,
+    max_queued: int | str | None,
+    rerun: bool | None,
+    description: str | None,
+) -> None:
+    """Set what holds for a model of your account (an admin: also for shared ones)."""
+    if not MODEL.fullmatch(model):
+        raise click.UsageError(f"{model!r} is no model: write owner/name")
+    wanted = {
+        "run_limit_s": run_limit,
+        "start_limit_s": start_limit,
+        "max_queued": max_queued,
+        "rerun": rerun,
+        "description": description,
+    }
+    given = {name: None if value == "default" else value for name, value in wanted.items() if value is not None}
+    if description is not None:
+        given["description"] = description
+    if not given:
+        raise click.UsageError("nothing to set: --run-limit, --start-limit, --max-queued, --rerun or --description")
+    print_fields(_limits(client.patch(f"/v1/models/{model}", given)["limits"]))
 
 
 @click.group()
@@ -75,9 +134,11 @@ def list_workers(client: Client, as_json: bool) -> None:
         for worker in found:
             print_json(worker)
         return
-    rows = ((w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", _since(w)) for w in found)
+    rows = (
+        (w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", _since(w), _health(w)) for w in found
+    )
     empty = "no workers: `cogflare worker` connects one"
-    print_table(("id", "name", "state", "models", "busy", "connected"), rows, empty)
+    print_table(("id", "name", "state", "models", "busy", "connected", "health"), rows, empty)
 
 
 @workers.command()
@@ -101,12 +162,30 @@ def account(client: Client, as_json: bool) -> None:
         print_fields([(name, found.get(name)) for name in ("username", "name", "type")] + [("server", client.server)])
 
 
+def _limits(limits: dict[str, Any]) -> list[tuple[str, str]]:
+    def time(seconds: float | None) -> str:
+        return "the server's" if seconds is None else duration(seconds) if seconds else "never"
+
+    most = limits["max_queued"]
+    return [
+        ("run limit", time(limits["run_limit_s"])),
+        ("start limit", time(limits["start_limit_s"])),
+        ("may wait", "the server's" if most is None else str(most)),
+        ("rerun", "yes" if limits["rerun"] else "no"),
+    ]
+
+
 def _version(model: dict[str, Any]) -> str:
     return str((model.get("latest_version") or {}).get("id") or "-")
 
 
 def _since(worker: dict[str, Any]) -> str:
     return age(worker["connected_at"]) if worker["state"] == "online" else "-"
+
+
+def _health(worker: dict[str, Any]) -> str:
+    quarantine = worker["quarantine"]
+    return "ok" if quarantine is None else f"quarantined {age(quarantine['since'])}: {quarantine['reason']}"
 
 
 def _offers(worker: dict[str, Any]) -> str:

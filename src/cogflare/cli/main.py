@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import click
 
+from cogflare.cli.backup import backup
 from cogflare.cli.bench import bench
 from cogflare.cli.demo import demo
 from cogflare.cli.fleet import account, models, workers
@@ -13,6 +14,7 @@ from cogflare.cli.predict import predict
 from cogflare.cli.predictions import predictions
 from cogflare.cli.serve import serve
 from cogflare.cli.tokens import tokens
+from cogflare.cli.verify import verify
 from cogflare.cli.worker import worker
 
 _INTERRUPTED = 130
@@ -25,7 +27,7 @@ def cogflare() -> None:
     """One Replicate-compatible API in front of every GPU you can reach."""
 
 
-for command in (serve, worker, predict, predictions, models, workers, tokens, account, demo, bench):
+for command in (serve, worker, predict, predictions, models, workers, tokens, account, backup, demo, bench, verify):
     cogflare.add_command(command)
 
 

@@ -1,6 +1,6 @@
 """`cogflare predictions`: what was asked for, how it went, and on whom it ran."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,30 +13,38 @@ from cogflare.cli.output import (
     cell,
     duration,
     for_terminal,
+    note,
     print_fields,
     print_json,
     print_table,
     time_of,
 )
-from cogflare.domain.phases import Status
+from cogflare.domain.phases import TERMINAL, Status
+
+_EVERYTHING: Final = 1_000_000
+_LIVE: Final = [str(status) for status in Status if status not in TERMINAL]
 
 
 @click.group()
 def predictions() -> None:
-    """List, look at and cancel predictions."""
+    """List, look at, cancel and requeue predictions."""
 
 
 @predictions.command("list")
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only those with this status.")
 @click.option("--model", metavar="OWNER/NAME", help="Only those of this model.")
+@click.option("--struck-out", is_flag=True, help="Only those that failed because their workers were lost.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
 @as_json
 @with_client
-def list_predictions(client: Client, status: str | None, model: str | None, limit: int, as_json: bool) -> None:
+def list_predictions(
+    client: Client, status: str | None, model: str | None, struck_out: bool, limit: int, as_json: bool
+) -> None:
     """List predictions, newest first."""
     if model is not None and not MODEL.fullmatch(model):
         raise click.UsageError(f"{model!r} is no model: write owner/name")
-    found = client.pages("/v1/predictions", limit, status=status, model=model)
+    flag = "true" if struck_out else None
+    found = client.pages("/v1/predictions", limit, status=status, model=model, struck_out=flag)
     if as_json:
         for prediction in found:
             print_json(prediction)
@@ -74,10 +82,52 @@ def show(client: Client, prediction_id: str, as_json: bool) -> None:
 
 
 @predictions.command()
-@click.argument("prediction_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("prediction_ids", metavar="[ID...]", nargs=-1)
+@click.option("--status", type=click.Choice(_LIVE), help="All that have this status.")
+@click.option("--model", metavar="OWNER/NAME", help="All of this model.")
+@click.option("--created-after", metavar="TIME", help="All from this time on, such as 2026-01-31T12:00:00Z.")
+@click.option("--created-before", metavar="TIME", help="All from before this time.")
+@click.option("--all", "is_all", is_flag=True, help="All that have not ended.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @with_client
-def cancel(client: Client, prediction_ids: tuple[str, ...]) -> None:
-    """Cancel predictions; one that has ended stays as it is."""
+def cancel(
+    client: Client,
+    prediction_ids: tuple[str, ...],
+    status: str | None,
+    model: str | None,
+    created_after: str | None,
+    created_before: str | None,
+    is_all: bool,
+    yes: bool,
+) -> None:
+    """Cancel predictions, by id or all that the options together name; one that has ended stays as it is."""
+    filters = {"status": status, "model": model, "created_after": created_after, "created_before": created_before}
+    given = {name: value for name, value in filters.items() if value is not None}
+    if bool(prediction_ids) == bool(given or is_all):
+        raise click.UsageError("name predictions, or say with options which: --status, --model, --all, …")
+    if model is not None and not MODEL.fullmatch(model):
+        raise click.UsageError(f"{model!r} is no model: write owner/name")
+    if prediction_ids:
+        _cancel_named(client, prediction_ids)
+        return
+    what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+    if not yes:
+        which = f" ({what})" if what else ""
+        click.confirm(f"Cancel all predictions that have not ended{which}?", abort=True, err=True)
+    _cancel_matching(client, {**given, "all": "true"})
+
+
+def _cancel_matching(client: Client, filters: dict[str, str]) -> None:
+    canceled, more = 0, True
+    while more:
+        answer = client.post("/v1/predictions/cancel", **filters)
+        canceled, more = canceled + answer["canceled"], answer["more"]
+        if more:
+            note(f"{canceled} canceled, and more to come")
+    click.echo(f"{canceled}\tcanceled")
+
+
+def _cancel_named(client: Client, prediction_ids: tuple[str, ...]) -> None:
     refused = False
     for prediction_id in prediction_ids:
         try:
@@ -87,6 +137,28 @@ def cancel(client: Client, prediction_ids: tuple[str, ...]) -> None:
             refused = True
         else:
             click.echo(f"{prediction_id}\t{state['status']}")
+    if refused:
+        raise SystemExit(ApiError.exit_code)
+
+
+@predictions.command()
+@click.argument("prediction_ids", metavar="[ID...]", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="All that failed because their workers were lost.")
+@with_client
+def requeue(client: Client, prediction_ids: tuple[str, ...], is_all: bool) -> None:
+    """Make new predictions of some that failed or were canceled; prints the old and the new id of each."""
+    if bool(prediction_ids) == is_all:
+        raise click.UsageError("name predictions, or --all")
+    struck_out = client.pages("/v1/predictions", _EVERYTHING, struck_out="true") if is_all else ()
+    refused = False
+    for prediction_id in prediction_ids or (str(prediction["id"]) for prediction in struck_out):
+        try:
+            made = client.post(f"/v1/predictions/{prediction_id}/requeue")
+        except ApiError as error:
+            click.echo(f"{prediction_id}\t{error.message}", err=True)
+            refused = True
+        else:
+            click.echo(f"{prediction_id}\t{made['id']}")
     if refused:
         raise SystemExit(ApiError.exit_code)
 

@@ -8,23 +8,32 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import click
+import msgspec
 import structlog
 import uvicorn
 import uvloop
 
 from cogflare import telemetry
 from cogflare.app import Runtime, build
+from cogflare.cli.farewell import Farewell
+from cogflare.cli.linksocket import LinkSocket
+from cogflare.cli.openfiles import raise_limit
+from cogflare.domain.clock import Clock
 from cogflare.engine.accounts import Created
 from cogflare.settings import Settings, SettingsError, load
-from cogflare.store.base import StoreError
+from cogflare.store.base import SchemaTooNew, StoreError
 
 log = structlog.get_logger()
 
 _BACKLOG = 2048
+_CLOSE_S = 5.0  # for a store that has nothing more to do
+_KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: who closes it should be who uses it
 
 
 class Server(uvicorn.Server):
@@ -36,12 +45,13 @@ class Server(uvicorn.Server):
         yield
 
 
-def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
+def _config(settings: Settings, app: Farewell) -> uvicorn.Config:
     config = uvicorn.Config(
-        runtime.app,
+        app,
         loop="uvloop",
         http="httptools",
-        ws="websockets-sansio",
+        ws=LinkSocket,
+        interface="asgi3",
         # A worker of 2022 answers no pings while its model runs; heartbeats of our own decide who is away.
         ws_ping_interval=None,
         ws_ping_timeout=None,
@@ -52,6 +62,7 @@ def _config(settings: Settings, runtime: Runtime) -> uvicorn.Config:
         server_header=False,
         access_log=False,
         log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.stop_s)),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
@@ -74,6 +85,21 @@ def _listen(host: str, port: int) -> socket.socket:
         option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}") from error
     listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def _inherit(fd: int) -> socket.socket:
+    """Take over a socket on which whoever started this process listens, and goes on to when this process ends."""
+    try:
+        listener = socket.socket(fileno=fd)
+        listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise SettingsError(f"--fd {fd} is no socket: {error.strerror}") from error
+    if listener.family not in (socket.AF_INET, socket.AF_INET6) or not listens:
+        listener.detach()
+        raise SettingsError(f"--fd {fd} is no TCP socket that listens")
+    listener.set_inheritable(False)
     listener.setblocking(False)
     return listener
 
@@ -128,45 +154,85 @@ def _ready(path: str | None, url: str) -> None:
         temporary.rename(path)
 
 
-async def run(settings: Settings, ready_file: str | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; the second one ends at once."""
-    listener = _listen(settings.host, settings.port)
-    try:
-        runtime = build(settings)
-        config = _config(settings, runtime)
-        await runtime.start()
-        created = await runtime.accounts.ensure_admin(settings.admin_token)
-    except BaseException:
-        listener.close()
-        raise
+async def run(
+    settings: Settings,
+    listener: socket.socket,
+    ready_file: str | None = None,
+    clock: Clock | None = None,
+    *,
+    is_inherited: bool = False,
+) -> None:
+    """Serve on a socket that listens, until SIGINT or SIGTERM; the second one ends the process at once."""
+    runtime = build(settings, clock)
+    farewell = Farewell(runtime.app)
+    config = _config(settings, farewell)
+    await runtime.start()
+    created = await runtime.accounts.ensure_admin(settings.admin_token)
     server = Server(config)
     stopping: list[asyncio.Task[None]] = []
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
         if stopping:
-            server.force_exit = True
-            server.should_exit = True
-        else:
-            log.info("stopping; once more to stop now")
-            stopping.append(asyncio.create_task(_stop(server, runtime)))
+            log.warning("stopped at once")
+            _leave(128 + number)
+        log.info("stopping; once more to stop now", within_s=settings.stop_s)
+        stopping.append(asyncio.create_task(_stop(server, runtime, farewell, is_inherited)))
 
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     url = _url(settings, listener)
     serving = asyncio.create_task(server.serve([listener]))
     _greet(url, created, settings)
     _ready(ready_file, url)
     await serving
-    if not server.force_exit:
-        await runtime.stop()
-
-
-async def _stop(server: uvicorn.Server, runtime: Runtime) -> None:
     try:
-        await runtime.engine.stop(runtime.settings.stop_s)
+        async with asyncio.timeout(_CLOSE_S):
+            await runtime.stop()
+    except TimeoutError:
+        log.error("the store does not close; what was answered is in it")
+        _leave(1)
+
+
+async def _stop(server: uvicorn.Server, runtime: Runtime, farewell: Farewell, is_inherited: bool) -> None:
+    """Stop the engine, then let the server end; what is still under way when the limit is reached is cut off."""
+    now, limit_s = asyncio.get_running_loop().time, runtime.settings.stop_s
+    due = now() + limit_s
+    farewell.begin()
+    if is_inherited:
+        # Who connects from now on waits for the next server.
+        for accepting in server.servers:
+            accepting.close()
+    try:
+        async with asyncio.timeout(limit_s + _CLOSE_S):
+            await runtime.engine.stop(limit_s)
+            await farewell.linger(server)
+    except TimeoutError:
+        log.error("the store does not answer; live data is not saved, the agents have it")
     finally:
+        server.config.timeout_graceful_shutdown = max(1, int(due - now()))
         server.should_exit = True
+
+
+def _leave(status: int) -> NoReturn:
+    """End as a crash does, whatever hangs: nothing that was answered depends on what would come after this."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def host(settings: Settings, ready_file: str | None = None, clock: Clock | None = None, fd: int | None = None) -> None:
+    """Run a node until it is stopped, alone on its SQLite file; `clock` stands for the machine's own."""
+    telemetry.configure(settings.log_format)
+    raise_limit()
+    if fd is None:
+        listener = _listen(settings.host, settings.port)
+    else:
+        listener = _inherit(fd)
+        name, port = listener.getsockname()[:2]
+        settings = msgspec.structs.replace(settings, host=name, port=port)
+    # The port comes first: a start that fails on it makes no folder and takes no lock.
+    with listener, _alone(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(settings, listener, ready_file, clock, is_inherited=fd is not None))
 
 
 @click.command()
@@ -180,18 +246,24 @@ async def _stop(server: uvicorn.Server, runtime: Runtime) -> None:
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Private key (PEM) of the certificate.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Logs for people or for machines.")
 @click.option("--ready-file", type=click.Path(dir_okay=False), help="Write {url, pid} here once requests are taken.")
-def serve(config: str | None, ready_file: str | None, **options: str | int | None) -> None:
+@click.option(
+    "--fd", type=click.IntRange(0), help="Listen on this open socket instead (systemd: 3); restarts then refuse nobody."
+)
+def serve(config: str | None, ready_file: str | None, fd: int | None, **options: str | int | None) -> None:
     """Run a server: the API in front, workers dialling in behind it.
 
     The first start creates the data folder and an admin token, and shows how to use it. Every option is also a setting
     (COGFLARE_PORT=9000, or in the file given by --config).
+
+    SIGTERM or Ctrl-C stops it in order, within the setting stop_s, and ends it with 0; predictions that run go on at
+    their workers meanwhile. A second signal stops it at once, with 128 and the signal's number.
     """
     try:
-        settings = load(config, options)
-        telemetry.configure(settings.log_format)
-        with _alone(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(settings, ready_file))
+        host(load(config, options), ready_file, fd=fd)
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
+    except SchemaTooNew as error:
+        newer = "the database was written by a newer Cogflare; start that one again, or go back to an older backup"
+        raise click.ClickException(f"{newer} ({error})") from error
     except StoreError as error:
         raise click.ClickException(f"the database cannot be used: {error}") from error

@@ -11,6 +11,7 @@ import click
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.main import WorkerOptions, run_worker
+from cogflare.agent.runners.handover import KEEP_S
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}/[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
@@ -70,6 +71,16 @@ class _Server(click.ParamType[ServerAddress]):
 @click.option(
     "--allow-private-inputs", is_flag=True, help="Let predictions name input files on this machine's own network."
 )
+@click.option(
+    "--keep-model",
+    type=click.FloatRange(min=0),
+    default=KEEP_S,
+    show_default=True,
+    metavar="SECONDS",
+    envvar="COGFLARE_KEEP_MODEL_S",
+    show_envvar=True,
+    help="How long the model outlives a worker that was killed, for the next one to take it over with what it runs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the log as JSON, one object a line.")
 def worker(
     folder: Path | None,
@@ -84,6 +95,7 @@ def worker(
     state: Path | None,
     cache: Path | None,
     allow_private_inputs: bool,
+    keep_model: float,
     as_json: bool,
 ) -> None:
     """Run the Cog model in FOLDER (default: the current folder) for a server.
@@ -104,6 +116,7 @@ def worker(
         state=state,
         cache=cache,
         allow_private_inputs=allow_private_inputs,
+        keep_model_s=keep_model,
         json=as_json,
     )
     try:

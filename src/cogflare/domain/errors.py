@@ -4,7 +4,9 @@ RequestError
 ├── NotFound            nothing of that id or name that this account may see
 ├── VersionNotFound     the version does not exist, or the account may not use it
 ├── InvalidInput        the input does not fit the version's schema; carries the fields
-└── Forbidden           this token may not do that
+├── Forbidden           this token may not do that
+├── QueueFull           as many predictions wait as may wait
+└── Reused              the name of this request was used for another one
 """
 
 from cogflare.domain.inputs import FieldProblem
@@ -32,3 +34,11 @@ class InvalidInput(RequestError):
 
 class Forbidden(RequestError):
     """This token may not do that."""
+
+
+class QueueFull(RequestError):
+    """As many predictions wait as may wait; the text says whose, and what to do."""
+
+
+class Reused(RequestError):
+    """The name of this request was used for another one."""

@@ -1,5 +1,6 @@
 """Identifiers: lower-case ULIDs for records, random keys for capabilities, and the names of queues."""
 
+import re
 import secrets
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -10,6 +11,7 @@ SHARED = "shared"  # the account whose models and workers every account may use
 
 _LAST_MS = (1 << 48) - 1
 HIGHEST_ID = "~"
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,200}", re.ASCII)
 
 
 def _base32(value: int, length: int) -> str:
@@ -56,6 +58,11 @@ def new_key() -> str:
 def is_id(text: str) -> bool:
     """Say whether the text has the form of an id."""
     return len(text) == ID_LENGTH and all(char in _ALPHABET for char in text)
+
+
+def is_client_id(text: str) -> bool:
+    """Say whether the text may be an id that a client gives."""
+    return _CLIENT_ID.fullmatch(text) is not None and text not in (".", "..")
 
 
 def is_version(text: str) -> bool:

@@ -4,6 +4,7 @@ A worker that comes back goes on where it was: what it lists and what is still c
 what is committed of it, and the worker is told from where to repeat. What it was given and does not list is lost.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,9 +15,11 @@ from cogflare.domain.clock import Clock
 from cogflare.domain.phases import Phase
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import Dispatcher
+from cogflare.engine.health import Health
 from cogflare.engine.live import Holder, Live
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Predictions
+from cogflare.engine.sizes import SIZES, Sizes
 from cogflare.protocol.messages import AttemptKey, Resume
 from cogflare.store import fleet
 from cogflare.store import predictions as store
@@ -24,7 +27,8 @@ from cogflare.store.base import Database
 from cogflare.store.fleet import HeldAttempt
 from cogflare.store.predictions import Chunk, PredictionRow
 
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+_HELLOS = 256
 
 
 class LinkTimes(msgspec.Struct, frozen=True):
@@ -47,13 +51,17 @@ class Port(Protocol):
         """Close the socket after what was sent."""
         ...
 
+    def room(self) -> int:
+        """Return how many bytes of inputs may be sent now."""
+        ...
+
 
 @dataclass(frozen=True)
 class Ground:
     """What all links of a node share.
 
     `started` is called when an attempt has begun. `links` has the newest link of each worker by its id; `departed` has
-    the workers whose grace runs, as (epoch, monotonic end).
+    the workers whose grace runs, as (epoch, monotonic end). `greeting` lets so many hellos be worked on at a time.
     """
 
     db: Database
@@ -62,6 +70,7 @@ class Ground:
     dispatcher: Dispatcher
     predictions: Predictions
     losses: Losses
+    health: Health
     times: LinkTimes
     node: str
     server: str
@@ -69,6 +78,8 @@ class Ground:
     started: Callable[[], None]
     links: dict[str, Any] = field(default_factory=dict)
     departed: dict[str, tuple[int, float]] = field(default_factory=dict)
+    sizes: Sizes = SIZES
+    greeting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HELLOS))
 
 
 async def adopt(ground: Ground, link: Holder, adopted: Sequence[HeldAttempt]) -> None:
@@ -86,12 +97,15 @@ async def adopt(ground: Ground, link: Holder, adopted: Sequence[HeldAttempt]) ->
 def _revive(ground: Ground, link: Holder, row: PredictionRow, item: HeldAttempt, chunks: Sequence[Chunk]) -> Live:
     """Return the live state of an attempt as far as it is committed."""
     live = Live(row.id, row.attempt, row.account, row.version, row.created_at, link, started_at=item.started_at)
+    live.run_limit_s, live.assigned_at = row.run_limit_s, ground.clock.monotonic()
+    live.sizes = ground.sizes
+    items, log = list[bytes](), bytearray()
     for chunk in chunks:
         if chunk.kind == "output" and chunk.position < item.output_items:
-            live.items += [bytes(raw) for raw in msgspec.json.decode(f"[{chunk.data}]", type=list[msgspec.Raw])]
+            items += [bytes(raw) for raw in msgspec.json.decode(f"[{chunk.data}]", type=list[msgspec.Raw])]
         elif chunk.kind == "log" and chunk.position < item.log_bytes:
-            live.log += chunk.data.encode()
-    live.committed_items, live.committed_log = len(live.items), len(live.log)
+            log += chunk.data.encode()
+    live.restore(items, log)
     live.committed_start = item.started_at is not None
     earlier = ground.predictions.lives.get(row.id)
     if live.started_at is None and earlier is not None and earlier.key == live.key:

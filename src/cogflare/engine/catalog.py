@@ -3,27 +3,41 @@
 Targets are cached for a few seconds per account and reference; a registration on this node clears the cache at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import UnsetType
 
 from cogflare.domain.clock import Clock
-from cogflare.domain.errors import NotFound, VersionNotFound
+from cogflare.domain.errors import Forbidden, NotFound, VersionNotFound
 from cogflare.domain.ids import model_queue, version_queue
 from cogflare.domain.inputs import InputValidator, compile_input
 from cogflare.domain.schemas import BadSchema, output_kind
 from cogflare.protocol.messages import Offer
 from cogflare.store import catalog as store
-from cogflare.store.base import Database
-from cogflare.store.catalog import Model, Version
+from cogflare.store.base import Database, Value
+from cogflare.store.catalog import Caller, Model, Version
 
 CACHE_S = 5.0
 _CACHE_SIZE = 4_096
 
 
+class Bounds(msgspec.Struct, frozen=True):
+    """What holds for predictions of a model whose owner has set nothing else; None: without a limit."""
+
+    run_limit_s: float | None = None
+    start_limit_s: float | None = None
+    max_queued: int | None = None
+
+
+NO_BOUNDS = Bounds()
+
+
 class Target(msgspec.Struct, frozen=True):
-    """What a create runs: a model, its version (`pinned`: exactly that one), and the queues that may run it."""
+    """What a create runs: a model, its version (`pinned`: exactly that one), and the queues that may run it.
+
+    `bounds` are those of the model.
+    """
 
     catalog: str
     owner: str
@@ -32,6 +46,7 @@ class Target(msgspec.Struct, frozen=True):
     pinned: bool
     queues: tuple[str, ...]
     validator: InputValidator
+    bounds: Bounds
 
 
 class OfferRefused(ValueError):
@@ -39,11 +54,15 @@ class OfferRefused(ValueError):
 
 
 class Catalog:
-    """Reads and registers models; the single place that turns references into targets."""
+    """Reads and registers models; the single place that turns references into targets.
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    `bounds` are the server's own.
+    """
+
+    def __init__(self, db: Database, clock: Clock, bounds: Bounds = NO_BOUNDS) -> None:
         self._db = db
         self._clock = clock
+        self._bounds = bounds
         self._targets: dict[tuple[str, str, str | None], tuple[float, Target]] = {}
         self._validators: dict[tuple[str, str, str, str], InputValidator] = {}
         self._registered: set[tuple[str, str, str, str]] = set()
@@ -71,6 +90,19 @@ class Catalog:
             raise NotFound
         return model
 
+    async def change(self, caller: Caller, owner: str, name: str, changes: Mapping[str, Value]) -> Model:
+        """Change what the owner of a model may set; None goes back to the server's own.
+
+        Shared models are an admin's to change. Raises `NotFound` or `Forbidden`.
+        """
+        model = await self.model(caller.account, owner, name)
+        if model.account != caller.account and caller.kind != "admin":
+            raise Forbidden
+        if not await store.set_model(self._db, model.account, owner, name, changes):
+            raise NotFound
+        self._targets.clear()
+        return await self.model(caller.account, owner, name)
+
     async def models(self, account: str, after: tuple[str, str], limit: int) -> list[Model]:
         """Return a page of the models that this account may use, by owner and name."""
         return await store.list_models(self._db, account, after, limit)
@@ -93,6 +125,8 @@ class Catalog:
             if key in self._registered:
                 continue
             await self._db.write(*store.register(_version(account, offer, now)))
+            if len(self._registered) >= _CACHE_SIZE:
+                self._registered.clear()
             self._registered.add(key)
             self._targets.clear()
 
@@ -103,18 +137,28 @@ class Catalog:
             raise NotFound
         catalogs = await store.catalogs_with(self._db, account, owner, name)
         queues = tuple(model_queue(catalog, owner, name) for catalog in catalogs)
-        return self._target(found.latest, queues, pinned=False)
+        return self._target(found.latest, found, queues, pinned=False)
 
     async def _pinned(self, account: str, model: str | None, version: str) -> Target:
         owner, _, name = model.partition("/") if model else (None, "", None)
         found = await store.find_version(self._db, account, version, owner, name)
         if found is None:
             raise VersionNotFound
-        return self._target(found, (version_queue(found.account, version),), pinned=True)
+        of = await store.find_model(self._db, found.account, found.owner, found.name)
+        return self._target(found, of, (version_queue(found.account, version),), pinned=True)
 
-    def _target(self, version: Version, queues: tuple[str, ...], *, pinned: bool) -> Target:
-        return Target(
-            version.account, version.owner, version.name, version.id, pinned, queues, self._validator(version)
+    def _target(self, version: Version, model: Model | None, queues: tuple[str, ...], *, pinned: bool) -> Target:
+        key = (version.account, version.owner, version.name, version.id)
+        return Target(*key, pinned, queues, self._validator(version), self._bounds_of(model))
+
+    def _bounds_of(self, model: Model | None) -> Bounds:
+        if model is None:
+            return self._bounds
+        run, start, most = model.run_limit_s, model.start_limit_s, model.max_queued
+        return Bounds(
+            self._bounds.run_limit_s if run is None else run or None,
+            self._bounds.start_limit_s if start is None else start or None,
+            self._bounds.max_queued if most is None else most,
         )
 
     def _validator(self, version: Version) -> InputValidator:

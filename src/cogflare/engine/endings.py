@@ -1,10 +1,11 @@
 """From what a worker or the server says to what is stored when an attempt ends: pure functions."""
 
 import msgspec
-from msgspec import Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.domain.phases import Outcome, Status
 from cogflare.engine.live import Live, bounded_metrics
+from cogflare.engine.sizes import too_large
 from cogflare.engine.waiters import Ended
 from cogflare.protocol.messages import Finish
 from cogflare.store import predictions as store
@@ -26,7 +27,11 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Result:
-    """Return what a worker's finish stores; `uploaded_bytes` is the size of a result that was put by HTTP."""
+    """Return what a worker's finish stores; `uploaded_bytes` is the size of a result that was put by HTTP.
+
+    A success whose output passes its limit is none.
+    """
+    finish = _within(live, finish)
     completed = max(live.created_at, live.started_at or 0, now - finish.ago_ms * 1000)
     started = live.started_at
     if started is None and finish.run_ms is not None:
@@ -61,7 +66,10 @@ def from_finish(live: Live, finish: Finish, now: int, uploaded_bytes: int) -> Re
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """The server's own decision to end a prediction, and what becomes of the attempt that ran."""
+    """The server's own decision to end a prediction, and what becomes of the attempt that ran.
+
+    `unstarted`: only while it has not started. One that has is never `aborted`, but `canceled` in its place.
+    """
 
     status: Status
     outcome: Outcome
@@ -69,6 +77,8 @@ class Stop(msgspec.Struct, frozen=True):
     reason: str | None = None
     slot_free: bool = False
     renewals: int | None = None
+    unstarted: bool = False
+    struck_out: bool = False
 
 
 def from_stop(row: PredictionRow, live: Live | None, stop: Stop, now: int) -> list[Statement]:
@@ -85,6 +95,8 @@ def from_stop(row: PredictionRow, live: Live | None, stop: Stop, now: int) -> li
         metrics=_stopped_metrics(row.created_at, started_at, now),
         started_at=started_at,
         renewals=stop.renewals,
+        unstarted=stop.unstarted,
+        struck_out=stop.struck_out,
     )
     if row.attempt == 0:
         return statements
@@ -113,6 +125,16 @@ def _stopped_metrics(created_at: int, started_at: int | None, now: int) -> str:
     if started_at is not None:
         metrics["predict_time"] = _seconds(now - started_at)
     return _json.encode(metrics).decode()
+
+
+def _within(live: Live, finish: Finish) -> Finish:
+    """Return the finish, or the failure that is left of it where its output is too large to be kept."""
+    is_large = not isinstance(finish.output, UnsetType) and len(memoryview(finish.output)) > live.sizes.result_bytes
+    error = too_large(live.sizes.result_bytes) if is_large else live.overflow
+    if error is None:
+        return finish
+    kept = msgspec.structs.replace(finish, output=UNSET, items=len(live.items) or None, uploaded=False)
+    return kept if finish.status != "succeeded" else msgspec.structs.replace(kept, status="failed", error=error)
 
 
 def _output(live: Live, finish: Finish, uploaded_bytes: int) -> tuple[list[Chunk], str | None, int | None, int | None]:

@@ -4,6 +4,8 @@ A lease has expired when its renewal count has not moved for `lease_s` of this o
 observer therefore watches a full period before it rescues anything, and no jump of a wall clock rescues by mistake.
 """
 
+from collections.abc import Callable
+
 import structlog
 
 from cogflare.domain.clock import Clock
@@ -23,12 +25,21 @@ _GAP_S = 5.0  # between two looks: longer than that, this node itself stood stil
 class Leases:
     """Watches the leases of all workers, and the links of this node."""
 
-    def __init__(self, db: Database, clock: Clock, links: Fleet, losses: Losses, times: LinkTimes) -> None:
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        links: Fleet,
+        losses: Losses,
+        times: LinkTimes,
+        has_refused: Callable[[float], bool] = lambda since: False,
+    ) -> None:
         self._db = db
         self._clock = clock
         self._links = links
         self._losses = losses
         self._times = times
+        self._has_refused = has_refused
         self._seen: dict[AttemptKey, tuple[int, float]] = {}
         self._look_at = 0.0
         self._check_at = 0.0
@@ -37,9 +48,11 @@ class Leases:
     async def tick(self) -> float:
         """Look for silent links, ended graces and expired leases; returns the seconds until the next look."""
         now = self._clock.monotonic()
-        gap_s, self._looked_at = now - self._looked_at, now
-        if gap_s > _GAP_S:
-            self._stood_still(gap_s)
+        looked_at, self._looked_at = self._looked_at, now
+        if now - looked_at > _GAP_S:
+            self._stood_still(now - looked_at)
+        if self._has_refused(looked_at):
+            self._watch_anew(now)
         self._silence(now)
         await self._departed(now)
         if now >= self._look_at:
@@ -58,6 +71,12 @@ class Leases:
             link.heard_at += gap_s
         for worker, (epoch, at) in self._links.departed.items():
             self._links.departed[worker] = (epoch, at + gap_s)
+
+    def _watch_anew(self, now: float) -> None:
+        """Give everybody a whole lease: while the store refuses, no worker can renew or come back."""
+        self._seen.clear()
+        for worker, (epoch, at) in self._links.departed.items():
+            self._links.departed[worker] = (epoch, max(at, now + self._times.lease_s))
 
     def _silence(self, now: float) -> None:
         for link in list(self._links.links.values()):

@@ -16,7 +16,8 @@ from cogflare.domain.ids import model_queue, version_queue
 from cogflare.engine.adoption import Ground, Port, adopt, free_unlisted, resumes_of
 from cogflare.engine.catalog import OfferRefused
 from cogflare.engine.dispatcher import Seat
-from cogflare.engine.live import Live, bounded_metrics, save
+from cogflare.engine.live import Live, bounded_metrics, commit_all
+from cogflare.engine.pending import Pending
 from cogflare.protocol.codec import ProtocolError, frames
 from cogflare.protocol.messages import (
     MAX_FRAME,
@@ -32,11 +33,13 @@ from cogflare.protocol.messages import (
     Drain,
     Finish,
     Goodbye,
+    Health,
     Heartbeat,
     Hello,
     Log,
     Metrics,
     Output,
+    Probe,
     Reject,
     Renewed,
     Resume,
@@ -48,12 +51,14 @@ from cogflare.protocol.messages import (
 from cogflare.protocol.server_end import LinkState, ServerEnd
 from cogflare.store import fleet
 from cogflare.store import predictions as store
-from cogflare.store.base import StoreError
+from cogflare.store.base import Full, StoreError
 from cogflare.store.catalog import Caller
-from cogflare.store.fleet import HeldAttempt
-from cogflare.store.predictions import Claimed
+from cogflare.store.fleet import Opened
+from cogflare.store.predictions import INLINE_BYTES, Claimed
 
 _INPUT_ROOM = MAX_FRAME - 10_000
+_SLICE = 500  # messages of one frame before others get their turn
+_MAX_PENDING = 1_000  # things that a worker asked for and the store has still to do
 
 log = structlog.get_logger()
 
@@ -70,28 +75,41 @@ class Link:
         self._flushing = False
         self._said_goodbye = False
         self._is_renewing = False
+        self._pending = Pending(ground.spawn, _MAX_PENDING)
+        self._unsent_inputs = 0
         self.caller = caller
         self.worker = ""
         self.epoch = 0
         self.heard_at = ground.clock.monotonic()
         self.is_away = False
+        self.is_aside = False
 
     # --- the socket ------------------------------------------------------------------------------------------------
 
-    async def receive(self, frame: str | bytes) -> None:
-        """Take one frame; a breach of the protocol ends the link."""
+    async def receive(self, frame: str | bytes) -> int:
+        """Take one frame and return how many messages it had; a breach of the protocol ends the link.
+
+        It waits while too much of what the worker asked for is still to be done by the store.
+        """
         self.heard_at = self._ground.clock.monotonic()
         if self.is_away:
             self.is_away = False
             self._seats_changed()
         if frame == PING:
             self._port.send([PONG])
-            return
+            return 1
+        count = 0
         try:
             for message in self._end.receive(frame):
+                count += 1
                 if type(message) is Hello:
-                    await self._hello(message)
+                    async with self._ground.greeting:
+                        await self._hello(message)
                 else:
+                    if self._pending.is_full:
+                        await self._pending.room()
+                    if count % _SLICE == 0:
+                        await asyncio.sleep(0)
                     self._take(message)
         except ProtocolError as error:
             log.warning("worker broke the protocol", worker=self.worker, reason=error.reason)
@@ -100,6 +118,7 @@ class Link:
         except StoreError as error:
             log.error("link ended: the store failed", worker=self.worker, error=str(error))
             self.close(1013, "the server's store does not answer; come back")
+        return count
 
     async def closed(self) -> None:
         """Note that the socket is gone: save what was shown, and let the worker's grace begin."""
@@ -109,14 +128,19 @@ class Link:
         if self._ground.links.get(self.worker) is not self:
             return
         del self._ground.links[self.worker]
+        self._ground.health.leave(self)
         lives = self._lives()
+        for live in lives:
+            # Saved below, and by nobody else: two at once would cut the same data into pieces that overlap.
+            live.ending = True
         state = "offline" if self._said_goodbye else "away"
         log.info("worker gone", worker=self.worker, state=state, held=len(lives))
         clock = self._ground.clock
         if not self._said_goodbye:
             self._ground.departed[self.worker] = (self.epoch, clock.monotonic() + self._ground.times.close_grace_s)
         try:
-            await self._ground.db.write(fleet.close_link(self.worker, self.epoch, state, clock.wall()), *save(lives))
+            await self._ground.db.write(fleet.close_link(self.worker, self.epoch, state, clock.wall()))
+            await commit_all(self._ground.db, lives)
         except StoreError as error:
             log.error("live data not saved; the agent has it", worker=self.worker, error=str(error))
         finally:
@@ -135,6 +159,7 @@ class Link:
         self._flushing = False
         if self._outbox:
             queued, self._outbox = self._outbox, []
+            self._unsent_inputs = 0
             self._port.send(frames(queued))
 
     def reject(self, reason: str, code: int) -> None:
@@ -173,11 +198,12 @@ class Link:
             self.reject("this worker id belongs to another account; remove the agent's state folder", 4403)
             return
         self.worker = hello.worker
-        self.epoch, adopted = opened
+        self.epoch, adopted, standing = opened
         previous = ground.links.get(self.worker)
         if not self._take_place():
             self.close(4409, "replaced by a newer link of the same worker")
             return
+        ground.health.join(self, standing)
         await adopt(ground, self, adopted)
         if not self._is_newest() or self._end.state is not LinkState.GREETING:
             return
@@ -192,7 +218,7 @@ class Link:
         await free_unlisted(ground, self, set(held), {live.key: live for live in left})
         self._seats_changed()
 
-    async def _undo(self, worker: str, opening: asyncio.Future[tuple[int, list[HeldAttempt]] | None]) -> None:
+    async def _undo(self, worker: str, opening: asyncio.Future[Opened | None]) -> None:
         opened = await opening
         departed = self._ground.departed
         if opened is not None and departed.get(worker, (0, 0.0))[0] < opened[0]:
@@ -201,9 +227,11 @@ class Link:
             await self._ground.db.write(fleet.close_link(worker, opened[0], "away", clock.wall()))
 
     def _welcome(self, resumes: list[Resume]) -> None:
-        ground, times = self._ground, self._ground.times
+        ground, times, sizes = self._ground, self._ground.times, self._ground.sizes
         self._end.welcome(resumes)
-        self.say(Welcome(PROTOCOL, self.epoch, ground.node, ground.server, times.heartbeat_s, times.silence_s, resumes))
+        limits = sizes.log_bytes, sizes.output_bytes
+        about = PROTOCOL, self.epoch, ground.node, ground.server, times.heartbeat_s, times.silence_s
+        self.say(Welcome(*about, resumes, *limits))
         self.flush()
 
     def _take_place(self) -> bool:
@@ -236,6 +264,7 @@ class Link:
             _text(offers),
             _text({key[:50].replace("\0", ""): value[:200].replace("\0", "") for key, value in hello.agent.items()}),
             now,
+            self._ground.health.probation,
         )
 
     def replaced(self) -> None:
@@ -256,7 +285,9 @@ class Link:
         elif kind is SlotFree:
             self._slot_free(message)  # type: ignore[arg-type]
         elif kind is Capacity:
-            self._seats_changed()
+            self._ground.dispatcher.changed(self._seats[message.offer])  # type: ignore[union-attr]
+        elif kind is Health:
+            self._ground.health.heard(self, message)  # type: ignore[arg-type]
         elif kind is Goodbye:
             self._goodbye(message)  # type: ignore[arg-type]
         else:
@@ -271,8 +302,13 @@ class Link:
                 now = self._ground.clock.wall()
                 live.started_at = max(live.created_at, now - message.ago_ms * 1000)
                 self._ground.started()
+            if live.begun_at is None:
+                live.begun_at = self._ground.clock.monotonic() - message.ago_ms / 1000
         elif isinstance(message, Output):
+            was_too_large = live.overflow is not None
             live.add_items(message.index, message.items)
+            if live.overflow is not None and not was_too_large:
+                self._pending.start(self._or_close(self._ground.predictions.end_too_large(live)))
         elif isinstance(message, Log):
             live.add_log(message.offset, message.text)
         else:
@@ -285,7 +321,7 @@ class Link:
             self._end.release(key)
         live = self._ground.predictions.lives.get(message.prediction)
         if live is None or live.key != key or live.holder is not self:
-            self._ground.spawn(self._or_close(self._answer_late(key, message)))
+            self._pending.start(self._or_close(self._answer_late(key, message)))
             self._seats_changed()
             return
         if live.ending:
@@ -294,7 +330,7 @@ class Link:
         seat = self._seats[offer] if message.slot_free and offer is not None else None
         if seat is not None and not self._ground.dispatcher.reserve_seat(seat):
             seat = None
-        self._ground.spawn(self._answer(live, message, seat))
+        self._pending.start(self._answer(live, message, seat))
 
     async def _answer(self, live: Live, message: Finish, seat: Seat | None) -> None:
         try:
@@ -304,6 +340,8 @@ class Link:
             log.error("finish not stored; the agent keeps it", prediction=live.prediction, error=str(error))
             self.close(1013, "the server's store does not answer; come back")
             return
+        if message.status == "succeeded":
+            self._ground.health.succeeded(self)
         self.say(Answer(*live.key, verdict))
 
     async def _answer_late(self, key: AttemptKey, message: Finish) -> None:
@@ -314,7 +352,7 @@ class Link:
 
     def _slot_free(self, message: SlotFree) -> None:
         key = (message.prediction, message.attempt)
-        self._ground.spawn(self._or_close(self._free([key])))
+        self._pending.start(self._or_close(self._free([key])))
         self._seats_changed()
 
     async def _free(self, keys: Sequence[AttemptKey]) -> None:
@@ -329,6 +367,10 @@ class Link:
     async def _renew(self, message: Heartbeat) -> None:
         try:
             rows = await self._ground.db.write(fleet.renew(self.worker, self.epoch, message.held))
+        except Full:
+            # As long as nobody can write, nobody takes anything over: the link is as good as before.
+            self.say(Renewed([]))
+            return
         finally:
             self._is_renewing = False
         renewed = {(prediction, attempt) for prediction, attempt in rows[0]}
@@ -353,7 +395,7 @@ class Link:
 
     async def _give_up(self, live: Live, reason: str) -> None:
         try:
-            await self._ground.losses.rescue(live.key, reason, live=live, slot_free=True)
+            await self._ground.losses.rescue(live.key, reason, live=live, slot_free=True, is_farewell=True)
         finally:
             self._ground.predictions.drop(live)
 
@@ -369,25 +411,35 @@ class Link:
 
     def free(self, offer: int) -> int:
         """Return how many predictions the worker could take on this offer."""
-        return 0 if self.is_away else self._end.free(offer)
+        return 0 if self.is_away or self.is_aside else self._end.free(offer)
 
     def assign(self, offer: int, claimed: Claimed) -> None:
         """Send a claimed prediction to the worker; on a link that has closed meanwhile, take it back."""
         predictions = self._ground.predictions
         key = (claimed.prediction, claimed.attempt)
-        if self._end.state is not LinkState.OPEN or self._end.free(offer) < 1:
-            reason = f"worker {self.worker} left before it was sent"
+        if self._end.state is not LinkState.OPEN or self._end.free(offer) < 1 or self.is_aside:
+            why = "was set aside" if self.is_aside else "left"
+            reason = f"worker {self.worker} {why} before it was sent"
             self._ground.spawn(self._ground.losses.rescue(key, reason, slot_free=True, is_innocent=True))
             return
         base = predictions.new_base(claimed.prediction)
         live = Live(*key, claimed.account, claimed.version, claimed.created_at, self, base=base)
+        live.run_limit_s, live.assigned_at = claimed.run_limit_s, self._ground.clock.monotonic()
+        live.sizes = self._ground.sizes
         predictions.lives[claimed.prediction] = live
         known = base.input if base is not None else UNSET
         given = known if claimed.input is None else store.raw(claimed.input)
-        fits = not isinstance(given, UnsetType) and len(memoryview(given)) < _INPUT_ROOM
+        fits = not isinstance(given, UnsetType) and self._fits(len(memoryview(given)))
         message = Assign(*key, offer, given if fits else UNSET)
         self._end.take(message)
         self.say(message)
+
+    def _fits(self, size: int) -> bool:
+        """Say whether an input of this size is sent, or left for the agent to fetch at its own pace."""
+        if size <= INLINE_BYTES:
+            return True
+        self._unsent_inputs += size
+        return size < _INPUT_ROOM and self._unsent_inputs < self._port.room()
 
     def cancel(self, key: AttemptKey) -> None:
         """Tell the worker that the attempt is no longer wanted."""
@@ -397,6 +449,17 @@ class Link:
     def drain(self) -> None:
         """Ask the agent to finish what it holds and leave."""
         self.say(Drain())
+
+    def probe(self) -> None:
+        """Ask the agent whether its model is well."""
+        if self._end.state is LinkState.OPEN:
+            self.say(Probe())
+
+    def set_aside(self, is_aside: bool) -> None:
+        """Give the worker nothing new while it is in quarantine; what it runs goes on."""
+        if is_aside != self.is_aside:
+            self.is_aside = is_aside
+            self._seats_changed()
 
     def away(self) -> None:
         """Note that nothing was heard for too long: it gets nothing new until it is heard again."""

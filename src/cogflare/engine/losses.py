@@ -1,32 +1,38 @@
-"""Attempts that were lost to infrastructure: queued again, or failed where they may not run once more."""
+"""Attempts that were lost to infrastructure: queued again after a pause, or failed where they may not run once more."""
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.ids import SHARED, model_queue, version_queue
 from cogflare.domain.phases import Outcome, Phase, Status
 from cogflare.engine import endings
+from cogflare.engine.backoff import AVOID_US, Backoff
 from cogflare.engine.dispatcher import CHANNEL_QUEUE
+from cogflare.engine.health import Health
 from cogflare.engine.live import Live
 from cogflare.engine.stops import Stops
 from cogflare.protocol.messages import AttemptKey
 from cogflare.store import catalog as catalog_store
-from cogflare.store import fleet
+from cogflare.store import fleet, recovery
 from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint, Statement
+from cogflare.store.fleet import AttemptState
 from cogflare.store.predictions import PredictionRow
 
 INTERRUPTED = "Prediction interrupted; please retry (code: PA)"
-AVOID_US = 10_000_000
 _TRIES_PER_STRIKE = 10
 
 
 class Losses:
     """Takes lost attempts back. `max_strikes`: started attempts that may be lost before a prediction fails."""
 
-    def __init__(self, db: Database, clock: Clock, stops: Stops, max_strikes: int) -> None:
+    def __init__(
+        self, db: Database, clock: Clock, stops: Stops, health: Health, max_strikes: int, backoff: Backoff
+    ) -> None:
         self._db = db
         self._clock = clock
         self._stops = stops
+        self._health = health
         self._max_strikes = max_strikes
+        self._backoff = backoff
 
     async def rescue(
         self,
@@ -36,12 +42,14 @@ class Losses:
         live: Live | None = None,
         slot_free: bool,
         is_innocent: bool = False,
+        is_farewell: bool = False,
         renewals: int | None = None,
     ) -> None:
         """Take an attempt back that was lost to infrastructure: it is queued again, or fails when it may not.
 
         `live` is what it had shown on this node. Another worker gets it first for a while, if there is one, unless
-        its own `is_innocent` and had not started. A lease that has moved on from `renewals` is left alone.
+        its own `is_innocent` and had not started. A started run that was lost counts against its worker, unless that
+        said goodbye (`is_farewell`). A lease that has moved on from `renewals` is left alone.
         """
         while True:
             state = await fleet.get_attempt(self._db, *key)
@@ -59,14 +67,15 @@ class Losses:
             was_shown = bool(state.output_items or (live is not None and live.items))
             error = await self._final_loss(row, was_shown, started_at is not None, reason)
             if error is not None:
-                stop = endings.Stop(Status.FAILED, Outcome.LOST, error, reason, slot_free, renewals)
-                if await self._stops.stop(row, stop, live):
-                    return
+                stop = endings.Stop(Status.FAILED, Outcome.LOST, error, reason, slot_free, renewals, struck_out=True)
+                is_done = await self._stops.stop(row, stop, live)
             else:
-                is_suspect = started_at is not None or not is_innocent
-                avoid = state.holder if is_suspect and await self._has_other(row, state.holder) else None
-                if await self._requeue(row, lost, started_at, avoid, renewals):
-                    return
+                avoid = await self._avoided(row, state, started_at is None and is_innocent)
+                is_done = await self._requeue(row, lost, started_at, avoid, renewals)
+            if is_done:
+                if started_at is not None and not is_farewell:
+                    await self._health.lost(state.holder, reason, started_at)
+                return
 
     async def _final_loss(self, row: PredictionRow, was_shown: bool, started: bool, reason: str) -> str | None:
         """Return the error of a prediction that may not run again after this loss."""
@@ -85,18 +94,27 @@ class Losses:
     async def _requeue(
         self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None, renewals: int | None
     ) -> bool:
+        """Take a prediction back to the queue: after a pause if this is a strike, at once if it had not started."""
         queues = await self._queues(row)
-        avoid_until = self._clock.wall() + AVOID_US
+        pause_us = 0 if started_at is None else self._backoff.pause_us(row.strikes + 1)
+        not_before = self._clock.wall() + pause_us
+        avoid_until = not_before + AVOID_US
+        if pause_us:
+            entries = recovery.park(row.id, queues, not_before, avoid, avoid_until)
+            hints = []
+        else:
+            entries = store.enqueue(row.id, queues, avoid, avoid_until)
+            hints = [Hint(CHANNEL_QUEUE, queue) for queue in queues]
+        requeue = store.requeue(row.id, row.attempt, started_at, renewals, parked=bool(pause_us))
         try:
-            await self._db.write(
-                store.requeue(row.id, row.attempt, started_at, renewals),
-                lost,
-                *store.enqueue(row.id, queues, avoid, avoid_until),
-                hints=[Hint(CHANNEL_QUEUE, queue) for queue in queues],
-            )
+            await self._db.write(requeue, lost, *entries, hints=hints)
         except Conflict:
             return False
         return True
+
+    async def _avoided(self, row: PredictionRow, state: AttemptState, is_innocent: bool) -> str | None:
+        """Return the worker that gets the prediction last for a while: the one that lost it, if there is another."""
+        return state.holder if not is_innocent and await self._has_other(row, state.holder) else None
 
     async def _has_other(self, row: PredictionRow, worker: str) -> bool:
         """Say whether another connected worker could run the prediction."""

@@ -4,35 +4,47 @@ Each transition is one unit with a compare-and-set on (phase, attempt); whoever 
 on this node are answered from memory (`lives`); everything else from the store.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from cogflare.domain.clock import Clock
-from cogflare.domain.errors import InvalidInput, NotFound
-from cogflare.domain.ids import is_id, new_id, new_key
+from cogflare.domain.errors import InvalidInput, NotFound, QueueFull
+from cogflare.domain.ids import is_client_id, is_id, new_id, new_key
 from cogflare.domain.phases import Outcome, Phase, Status
 from cogflare.engine import endings
-from cogflare.engine.catalog import Catalog
+from cogflare.engine.batches import each
+from cogflare.engine.catalog import Catalog, Target
 from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
 from cogflare.engine.live import Live, view_live
 from cogflare.engine.losses import Losses
 from cogflare.engine.stops import CHANNEL_CANCEL, CHANNEL_ENDED, Stops
-from cogflare.engine.views import PredictionView, load_parts, view, view_ended
+from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_waiting
 from cogflare.engine.waiters import Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
-from cogflare.store import fleet
+from cogflare.store import fleet, limits
 from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint, Row, Statement
 from cogflare.store.catalog import Caller
+from cogflare.store.limits import Filter
 from cogflare.store.predictions import NewPrediction, PredictionRow, Query
 
+CANCEL_BATCH = 1_000
 _LOOK_AGAIN_S = 5.0
+_DIED = "the model's process ended"
+_CANCEL = endings.Stop(Status.CANCELED, Outcome.CANCELED)
+
+Beside = Callable[[NewPrediction], Sequence[Statement]]
+"""What else belongs into the unit that writes a prediction."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a client asks for. `input` is the JSON text of an object as sent, `values` the same decoded."""
+    """What a client asks for. `input` is the JSON text of an object as sent, `values` the same decoded.
+
+    `cancel_after` is in microseconds from the creation.
+    """
 
     input: bytes
     values: dict[str, Any]
@@ -40,10 +52,14 @@ class Order(msgspec.Struct, frozen=True):
     version: str | None = None
     webhook: str | None = None
     webhook_events: str | None = None
+    cancel_after: int | None = None
 
 
 class Predictions:
-    """Predictions of all accounts; `lives` has what runs over the links of this node."""
+    """Predictions of all accounts; `lives` has what runs over the links of this node.
+
+    `max_queued`: how many may wait for an account; None: any number.
+    """
 
     def __init__(
         self,
@@ -54,6 +70,7 @@ class Predictions:
         waiters: Waiters,
         stops: Stops,
         losses: Losses,
+        max_queued: int | None = None,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -62,67 +79,72 @@ class Predictions:
         self._waiters = waiters
         self._stops = stops
         self._losses = losses
+        self._max_queued = max_queued
         self._new: dict[str, PredictionView] = {}
         self.lives = stops.lives
+        # Held by who commits what is live: two at once would cut the same data into pieces that overlap.
+        self.saving = asyncio.Lock()
         db.listen(self._heard)
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
-    async def create(self, caller: Caller, order: Order, hold_s: float | None = None) -> PredictionView:
+    async def create(
+        self,
+        caller: Caller,
+        order: Order,
+        hold_s: float | None = None,
+        *,
+        client_id: str | None = None,
+        beside: Beside | None = None,
+    ) -> PredictionView:
         """Accept a prediction: it is durable when this returns. Waits up to `hold_s` seconds for its end.
 
-        Raises `NotFound`, `VersionNotFound` or `InvalidInput`; then nothing was changed. A prediction that has not
-        ended within the hold is shown as `starting`, whatever it does: clients take anything else for its end.
+        Raises `NotFound`, `VersionNotFound`, `InvalidInput` or `QueueFull`, or what the statements `beside` it raise;
+        then nothing was changed. A prediction that has not ended within the hold is shown as `starting`, whatever it
+        does: clients take anything else for its end.
         """
         target = await self._catalog.target(caller.account, model=order.model, version=order.version)
         problems = target.validator.problems(order.values)
         if problems:
             raise InvalidInput(problems)
-        now = self._clock.wall()
-        new = NewPrediction(
-            new_id(now),
-            caller.account,
-            caller.token,
-            target.catalog,
-            target.owner,
-            target.name,
-            target.version,
-            target.pinned,
-            target.queues,
-            caller.account,
-            order.input.decode(),
-            now,
-            new_key(),
-            webhook=order.webhook,
-            webhook_events=order.webhook_events,
-        )
+        new = self._new_prediction(caller, order, target, client_id)
+        aside = () if beside is None else beside(new)
         if hold_s is None:
-            return await self._insert(new)
+            return await self._insert(new, aside)
         waiter = self._waiters.join(new.id)
         try:
-            created = await self._insert(new)
+            created = await self._insert(new, aside)
             return await self._hold(created, waiter, hold_s)
         finally:
             self._waiters.leave(new.id, waiter)
 
+    async def again(self, account: str, prediction: str, hold_s: float | None) -> PredictionView:
+        """Answer a create that was sent again: the prediction as it stands, or held as by `create`."""
+        if hold_s is None:
+            return await self.get(account, prediction)
+        waiter = self._waiters.join(prediction)
+        try:
+            found = await self._read(account, prediction)
+            return found if found.is_ended else await self._hold(found, waiter, hold_s)
+        finally:
+            self._waiters.leave(prediction, waiter)
+
     async def get(self, account: str, prediction: str) -> PredictionView:
         """Return a prediction as it stands now; raises `NotFound`."""
         live = self.lives.get(prediction)
-        if live is None:
+        if live is None or live.account != account:
             found = await self._read(account, prediction)
-            live = self.lives.get(prediction)
+            live = self.lives.get(found.id)
             if live is None or found.is_ended or found.attempt > live.attempt:
                 return found
             if found.attempt == live.attempt:
                 live.base = live.base or found
-        if live.account != account:
-            raise NotFound
         if live.base is None:
-            found = await self._read(account, prediction)
+            found = await self._read(account, live.prediction)
             if found.is_ended or found.attempt != live.attempt:
                 return found
             live.base = found
-            return await self.get(account, prediction)
+            return await self.get(account, live.prediction)
         return view_live(live.base, live)
 
     async def page(self, query: Query) -> list[PredictionView]:
@@ -140,16 +162,35 @@ class Predictions:
 
     async def cancel(self, account: str, prediction: str) -> PredictionView:
         """Cancel a prediction and return it; one that has ended stays as it is. Raises `NotFound`."""
-        while True:
-            row = await self._row(account, prediction)
-            stop = endings.Stop(Status.CANCELED, Outcome.CANCELED)
-            if row.phase == Phase.ENDED or await self._stops.stop(row, stop):
-                return await self._read(account, prediction)
+        row = await self.row(account, prediction)
+        await self._cancel(row)
+        return await self._read(account, row.id)
+
+    async def cancel_matching(self, wanted: Filter) -> tuple[int, bool]:
+        """Cancel what a filter matches and has not ended, up to `CANCEL_BATCH`; returns how many, and if more are left.
+
+        What waits goes first and the newest of it, so that no slot that becomes free gets what is canceled next.
+        """
+        found: list[str] = []
+        for status in (Status.STARTING, Status.PROCESSING):
+            if wanted.status in (None, status):
+                found += await limits.live(self._db, wanted, status, CANCEL_BATCH + 1 - len(found))
+        canceled = await each(found[:CANCEL_BATCH], lambda prediction: self._cancel_known(wanted.account, prediction))
+        return canceled, len(found) > CANCEL_BATCH
 
     async def attempts(self, account: str, prediction: str) -> list[fleet.AttemptRow]:
         """Return the tries of a prediction; raises `NotFound`."""
-        await self._row(account, prediction)
-        return await fleet.list_attempts(self._db, prediction)
+        row = await self.row(account, prediction)
+        return await fleet.list_attempts(self._db, row.id)
+
+    async def row(self, account: str, prediction: str) -> PredictionRow:
+        """Return what is stored of a prediction, by our id or by its client's; raises `NotFound`."""
+        row = await store.get(self._db, prediction) if is_id(prediction) else None
+        if (row is None or row.account != account) and is_client_id(prediction):
+            row = await store.get_by_client_id(self._db, account, prediction)
+        if row is None or row.account != account:
+            raise NotFound
+        return row
 
     async def input_of(self, prediction: str, attempt: int, worker: str) -> str:
         """Return the input of an attempt to the worker that holds it; raises `NotFound`."""
@@ -164,12 +205,15 @@ class Predictions:
 
     async def finish(self, live: Live, finish: Finish, seat: Seat | None) -> Verdict:
         """End the attempt as its worker says; a reserved `seat` claims in the same unit. Safe to repeat."""
-        if finish.status == "lost":
+        if finish.status == "lost" or (finish.status == "canceled" and await self._goes_on(live)):
             self.drop(live)
-            if seat is not None:
-                self._dispatcher.cancel(seat)
-            reason = finish.error or "the model's process ended"
-            await self._losses.rescue(live.key, reason, live=live, slot_free=finish.slot_free)
+            reason = finish.error or ("its worker gave it up" if finish.status == "canceled" else _DIED)
+            try:
+                await self._losses.rescue(live.key, reason, live=live, slot_free=finish.slot_free)
+            finally:
+                # Not before: a worker that is set aside for this gets nothing more.
+                if seat is not None:
+                    self._dispatcher.cancel(seat)
             return "committed"
         uploaded = await self._uploaded(live) if finish.uploaded else 0
         result = endings.from_finish(live, finish, self._clock.wall(), uploaded)
@@ -197,6 +241,17 @@ class Predictions:
             self._dispatcher.settle(seat, rows[end:])
         return "committed"
 
+    async def _goes_on(self, live: Live) -> bool:
+        """Say whether the prediction has not ended: who cancels one ends it before its worker hears of that."""
+        row = await store.get(self._db, live.prediction)
+        return row is not None and row.phase != Phase.ENDED
+
+    async def end_too_large(self, live: Live) -> None:
+        """End a prediction whose output has outgrown its limit, with what it has shown; its worker is told to stop."""
+        row = await store.get(self._db, live.prediction)
+        if row is not None and row.attempt == live.attempt and row.phase != Phase.ENDED:
+            await self._stops.stop(row, endings.Stop(Status.FAILED, Outcome.FAILED, live.overflow), live)
+
     async def verdict(self, key: AttemptKey, worker: str, status: str) -> Verdict:
         """Return the answer to a finish that changes nothing: it is known already, too late, or was never given out."""
         state = await fleet.get_attempt(self._db, *key)
@@ -206,7 +261,50 @@ class Predictions:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    async def _insert(self, new: NewPrediction) -> PredictionView:
+    def _new_prediction(
+        self, caller: Caller, order: Order, target: Target, client_id: str | None = None
+    ) -> NewPrediction:
+        now, bounds = self._clock.wall(), target.bounds
+        return NewPrediction(
+            new_id(now),
+            caller.account,
+            caller.token,
+            target.catalog,
+            target.owner,
+            target.name,
+            target.version,
+            target.pinned,
+            target.queues,
+            caller.account,
+            order.input.decode(),
+            now,
+            new_key(),
+            deadline=None if order.cancel_after is None else now + order.cancel_after,
+            webhook=order.webhook,
+            webhook_events=order.webhook_events,
+            client_id=client_id,
+            run_limit_s=bounds.run_limit_s,
+            start_by=None if bounds.start_limit_s is None else now + int(bounds.start_limit_s * 1_000_000),
+            max_queued=self._max_queued,
+            max_queued_model=bounds.max_queued,
+        )
+
+    async def _insert(self, new: NewPrediction, aside: Sequence[Statement] = ()) -> PredictionView:
+        try:
+            return await self._write(new, [*aside, *store.insert(new)])
+        except Conflict as error:
+            if error.statement != "insert_prediction":
+                raise
+        raise await self._queue_full(new)
+
+    async def _queue_full(self, new: NewPrediction) -> QueueFull:
+        whose, most = f"The model {new.owner}/{new.name}", new.max_queued_model
+        if new.max_queued is not None and await limits.waiting(self._db, new.flow) >= new.max_queued:
+            whose, most = "This account", new.max_queued
+        advice = "Try again later, or cancel some."
+        return QueueFull(f"{whose} has reached its limit of {most} waiting predictions. {advice}")
+
+    async def _write(self, new: NewPrediction, statements: Sequence[Statement]) -> PredictionView:
         created = PredictionView(
             new.id,
             new.account,
@@ -216,21 +314,22 @@ class Predictions:
             0,
             new.created_at,
             store.raw(new.input),
+            deadline=new.deadline,
             webhook=new.webhook,
             webhook_events=new.webhook_events,
+            client_id=new.client_id,
         )
-        statements = store.insert(new)
         landed = Statement("get_prediction", {"id": new.id})
         seat = self._dispatcher.reserve(new.queues)
         if seat is None:
             hints = [Hint(CHANNEL_QUEUE, queue) for queue in new.queues]
-            await self._db.write(*statements, hints=hints, landed=landed)
+            await self._db.write(*statements, hints=hints, landed=landed, yields=True)
             return created
         rows: Sequence[list[Row]] = ()
         try:
             end = len(statements)
             self._new[new.id] = created
-            rows = await self._db.write(*statements, *self._dispatcher.claim(seat), landed=landed)
+            rows = await self._db.write(*statements, *self._dispatcher.claim(seat), landed=landed, yields=True)
         finally:
             if not rows:
                 self._dispatcher.cancel(seat)
@@ -256,16 +355,24 @@ class Predictions:
                 return found
             if woken:
                 break
-        return created
+        return view_waiting(created)
 
-    async def _row(self, account: str, prediction: str) -> PredictionRow:
-        row = await store.get(self._db, prediction) if is_id(prediction) else None
-        if row is None or row.account != account:
-            raise NotFound
-        return row
+    async def _cancel(self, row: PredictionRow) -> bool:
+        """Cancel a prediction; False if it ended otherwise."""
+        while row.phase != Phase.ENDED:
+            if await self._stops.stop(row, _CANCEL):
+                return True
+            row = await self.row(row.account, row.id)
+        return False
+
+    async def _cancel_known(self, account: str, prediction: str) -> bool:
+        try:
+            return await self._cancel(await self.row(account, prediction))
+        except NotFound:
+            return False
 
     async def _read(self, account: str, prediction: str) -> PredictionView:
-        row = await self._row(account, prediction)
+        row = await self.row(account, prediction)
         return view(row, await load_parts(self._db, [row]))
 
     async def _uploaded(self, live: Live) -> int:

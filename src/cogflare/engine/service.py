@@ -7,13 +7,16 @@ from typing import Any
 import structlog
 
 from cogflare.engine.links import Fleet
-from cogflare.engine.live import Live, save
+from cogflare.engine.live import Live, commit, commit_all, gather
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.waiters import Waiters
+from cogflare.store import fleet
 from cogflare.store.base import Database, Statement, StoreError
 
 CHECKPOINT_S = 0.5
+REST_S = 0.05  # until the next unit, where one could not hold all
 START_S = 0.03
+_NAMED = 20  # predictions that a stop names in the log
 
 log = structlog.get_logger()
 
@@ -57,7 +60,7 @@ class Tasks:
 
 
 class Checkpoints:
-    """Commits the live data of running attempts: one unit a tick for all that changed.
+    """Commits the live data of running attempts: one unit a tick for all that changed, of a bounded size.
 
     A start is committed sooner than the next tick, because clients see it only then; but not at once: a run that is
     over within that moment needs no unit of its own for it.
@@ -70,7 +73,7 @@ class Checkpoints:
         self._predictions = predictions
         self._spawn = spawn
         self._is_due = False
-        self._turn = asyncio.Lock()
+        self._behind: dict[Live, None] = {}
 
     def started(self) -> None:
         """Note that an attempt has begun."""
@@ -83,30 +86,34 @@ class Checkpoints:
         self._spawn(self._commit([live for live in self._predictions.lives.values() if not live.committed_start]))
 
     async def tick(self) -> float:
-        """Commit what is new; returns the seconds until the next look."""
+        """Commit what is new, or as much of it as a unit may hold; returns the seconds until the next look."""
         await self._commit(self._predictions.lives.values())
-        return CHECKPOINT_S
+        return REST_S if self._behind else CHECKPOINT_S
 
     async def _commit(self, lives: Iterable[Live]) -> None:
-        # One after the other: two at once would cut the same data into pieces that overlap.
-        async with self._turn:
-            dirty = [live for live in lives if live.started_at is not None and live.is_dirty() and not live.ending]
-            if dirty:
-                points = [live.checkpoint() for live in dirty]
-                rows = await self._db.write(*save(dirty))
-                taken = {(prediction, attempt) for prediction, attempt in rows[1]}
-                for live, point in zip(dirty, points, strict=True):
-                    if live.key in taken:
-                        live.committed(point)
+        async with self._predictions.saving:
+            current, behind = self._predictions.lives, self._behind
+            first = [live for live in behind if current.get(live.prediction) is live]
+            others = [live for live in lives if live not in behind]
+            dirty = [live for live in (*first, *others) if live.started_at is not None and not live.ending]
+            portions = gather(dirty)
+            served = {portion.live for portion in portions}
+            taken = await commit(self._db, portions) if portions else []
+            # Those who got nothing come first in the next unit, then those who got a part.
+            waiting = [live for live in dirty if live not in served and live.is_dirty()]
+            self._behind = dict.fromkeys([*waiting, *(portion.live for portion in taken if not portion.is_rest)])
 
 
 class Engine:
-    """The running engine of one node: starts and stops its roles, each within a bound."""
+    """The running engine of one node: starts and stops its roles, each within a bound.
+
+    `node` None: there is no other, so whatever the store calls connected was connected to this one.
+    """
 
     def __init__(
         self,
         db: Database,
-        node: str,
+        node: str | None,
         links: Fleet,
         predictions: Predictions,
         waiters: Waiters,
@@ -125,7 +132,12 @@ class Engine:
 
     async def start(self, now: int) -> None:
         """Repair what the last run of this node left, and start the periodic roles."""
-        await self._db.write(Statement("release_node", {"node": self._node, "now": now}))
+        rows = await self._db.write(Statement("release_node", {"node": self._node, "now": now}))
+        if rows[0]:
+            workers = {worker for (worker,) in rows[0]}
+            running = [live for live in await fleet.live_attempts(self._db) if live.holder in workers]
+            what = "the last run did not end in order; its workers are away until they come back"
+            log.warning(what, workers=len(workers), running=len(running))
         self._loops = [asyncio.create_task(_run(name, tick), name=name) for name, tick in self._ticks.items()]
 
     async def stop(self, limit_s: float) -> None:
@@ -138,13 +150,19 @@ class Engine:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        held = len(self._predictions.lives)
         left = await self._tasks.settle(limit_s)
+        lives = list(self._predictions.lives.values())
         try:
-            await self._db.write(*save(list(self._predictions.lives.values())))
+            async with self._predictions.saving:
+                await commit_all(self._db, lives)
         except StoreError as error:
             log.error("live data not saved; the agents have it", error=str(error))
-        log.info("stopped", running=held, unfinished=left)
+        if lives:
+            some = [live.prediction for live in lives[:_NAMED]]
+            log.info("predictions run on at their workers until the server is back", running=len(lives), some=some)
+        if left:
+            log.warning("work did not end in time and was given up", tasks=left)
+        log.info("stopped")
 
 
 async def _run(name: str, tick: Tick) -> None:

@@ -35,6 +35,12 @@ class PredictionView(msgspec.Struct, frozen=True):
     webhook: str | None = None
     webhook_events: str | None = None
     data_removed: bool = False
+    client_id: str | None = None
+
+    @property
+    def public_id(self) -> str:
+        """The id by which clients know it: their own, if they gave one."""
+        return self.client_id or self.id
 
     @property
     def is_ended(self) -> bool:
@@ -86,7 +92,8 @@ def view(row: PredictionRow, parts: Parts) -> PredictionView:
     output = row.output.encode() if row.output is not None else None
     if output is None and not waits:
         if row.output_bytes:
-            output = "".join(result).encode()
+            # Nothing: its retention ended after the row was read.
+            output = "".join(result).encode() or None
         elif row.output_items is not None:
             output = b"[" + b",".join(items) + b"]"
     text = row.input if row.input is not None else parts.inputs.get(row.id, "{}")
@@ -109,7 +116,13 @@ def view(row: PredictionRow, parts: Parts) -> PredictionView:
         webhook=row.webhook,
         webhook_events=row.webhook_events,
         data_removed=bool(row.data_removed),
+        client_id=row.client_id,
     )
+
+
+def view_waiting(base: PredictionView) -> PredictionView:
+    """Show a prediction as when it was created: a client whose wait was in vain takes anything else for its end."""
+    return msgspec.structs.replace(base, status=Status.STARTING, started_at=None, output=None, logs="", metrics=None)
 
 
 def view_ended(base: PredictionView, ended: Ended) -> PredictionView:

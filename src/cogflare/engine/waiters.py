@@ -4,6 +4,8 @@ import asyncio
 
 import msgspec
 
+_MAX_WAITING = 20_000
+
 
 class Ended(msgspec.Struct, frozen=True):
     """What the node that ended a prediction knows of it, so that waiters there need not read it back.
@@ -57,12 +59,14 @@ class Waiters:
 
     def __init__(self) -> None:
         self._waiters: dict[str, list[Waiter]] = {}
+        self._count = 0
         self._is_stopping = False
 
     def join(self, prediction: str) -> Waiter:
-        """Return a new place; give it up with `leave`."""
+        """Return a new place; give it up with `leave`. Where too many wait already, it is woken at once."""
         waiter = Waiter()
-        if self._is_stopping:
+        self._count += 1
+        if self._is_stopping or self._count > _MAX_WAITING:
             waiter.wake(None)
         self._waiters.setdefault(prediction, []).append(waiter)
         return waiter
@@ -71,6 +75,7 @@ class Waiters:
         """Give up a place got by `join`."""
         waiters = self._waiters[prediction]
         waiters.remove(waiter)
+        self._count -= 1
         if not waiters:
             del self._waiters[prediction]
 

@@ -4,6 +4,9 @@ It outlives connections. Local events (`started`, `output`, `log`, `metrics`, `f
 and, while a link is open, queued to be sent; after a reconnect `receive(welcome)` queues again what the server does not
 have. The shell around it moves frames, runs models and writes the journal. Rule: what the hello listed is settled by
 the welcome, so whatever changed between the two is told right after it.
+
+What passes the server's limits on sizes is dropped here too, so that no model fills this process: a little more than
+the limit is kept, because that is how the server sees that something is missing.
 """
 
 from collections.abc import Iterable
@@ -14,6 +17,10 @@ from msgspec import Raw
 
 from cogflare.protocol.codec import Decoder, ProtocolError, frames, server_frames
 from cogflare.protocol.messages import (
+    MAX_ITEMS,
+    MAX_LOG,
+    MAX_OUTPUT,
+    MAX_REASON,
     PING,
     PONG,
     PROTOCOL,
@@ -25,6 +32,7 @@ from cogflare.protocol.messages import (
     Capacity,
     Finish,
     Goodbye,
+    Health,
     Heartbeat,
     Held,
     Hello,
@@ -42,6 +50,8 @@ from cogflare.protocol.messages import (
 )
 
 _decoder: Decoder[ServerMessage] = server_frames()
+_MAX_UNSENT = 1_000_000  # bytes
+_HEAD = 100  # bytes of a message around its data
 _PIECE = 150_000  # bytes of output items or log in one message; log text may grow sixfold as JSON and must fit a frame
 
 
@@ -57,6 +67,7 @@ class Kept:
     finished_at: float = 0.0
     answered: bool = False
     freed: bool = False
+    item_bytes: int = 0
 
 
 class AgentEnd:
@@ -75,6 +86,10 @@ class AgentEnd:
         self._told_slots: list[int] = []
         self._told_held: list[AttemptKey] = []
         self._outbox: list[AgentMessage] = []
+        self._unsent = 0
+        self._health: Health | None = None
+        self._is_health_told = False
+        self._max_log, self._max_output = MAX_LOG, MAX_OUTPUT
 
     # --- the link ------------------------------------------------------------------------------------------------
 
@@ -94,6 +109,7 @@ class AgentEnd:
         """Note that the link is gone; what is recorded from now on waits for the next."""
         self.open = False
         self._outbox.clear()
+        self._unsent = 0
 
     def receive(self, frame: str | bytes, now: float) -> list[ServerMessage]:
         """Return the frame's messages for the shell to act on; raises `ProtocolError`.
@@ -118,11 +134,26 @@ class AgentEnd:
                 acts.append(message)
         return acts
 
-    def take_frames(self) -> list[str]:
-        """Return the queued messages as frames, oldest first, and empty the queue."""
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is queued to be sent that models should wait."""
+        return self._unsent > _MAX_UNSENT
+
+    def take_frames(self, limit: int | None = None) -> list[str]:
+        """Return the queued messages as frames, oldest first: all, or those up to about `limit` bytes of live data."""
         if not self._outbox:
             return []
-        queued, self._outbox = self._outbox, []
+        if limit is None or self._unsent <= limit:
+            queued, self._outbox = self._outbox, []
+            self._unsent = 0
+            return frames(queued)
+        count = taken = 0
+        while count < len(self._outbox) and taken < limit:
+            taken += _weight(self._outbox[count])
+            count += 1
+        queued = self._outbox[:count]
+        del self._outbox[:count]
+        self._unsent -= taken
         return frames(queued)
 
     def heartbeat(self) -> str:
@@ -132,9 +163,12 @@ class AgentEnd:
 
     def _welcome(self, welcome: Welcome, now: float) -> list[ServerMessage]:
         self.open = True
+        self._max_log, self._max_output = welcome.max_log_bytes, welcome.max_output_bytes
         for offer, slots in enumerate(self._slots):
             if slots != self._told_slots[offer]:
                 self._send(Capacity(offer, slots))
+        if self._health is not None and not (self._health.ok and self._is_health_told):
+            self._tell_health(self._health)
         words = {(resume.prediction, resume.attempt): resume for resume in welcome.held}
         acts: list[ServerMessage] = []
         for key in self._told_held:
@@ -206,19 +240,32 @@ class AgentEnd:
         self.kept[key].started_at = at
         self._send(Started(*key, ago_ms=_ms(now - at)))
 
-    def output(self, key: AttemptKey, items: list[Raw]) -> None:
-        """Record further items of the attempt's output; each is `checked` and at most `MAX_VALUE` bytes."""
+    def output(self, key: AttemptKey, items: list[Raw]) -> int:
+        """Record further items of the attempt's output; each is `checked` and at most `MAX_VALUE` bytes.
+
+        Returns how many were taken: what comes after the first that passes a limit is dropped.
+        """
         kept = self.kept[key]
         index = len(kept.items)
-        kept.items += items
+        for item in items:
+            if kept.item_bytes > self._max_output or len(kept.items) > MAX_ITEMS:
+                break
+            kept.items.append(item)
+            kept.item_bytes += len(memoryview(item))
         for start, piece in _pieces(kept.items, index):
             self._send(Output(*key, start, piece))
+        return len(kept.items) - index
 
     def log(self, key: AttemptKey, text: str) -> None:
-        """Record further log text of the attempt."""
+        """Record further log text of the attempt; what comes after the limit is dropped."""
         kept = self.kept[key]
         offset = len(kept.log)
-        kept.log += text.encode(errors="replace")
+        if offset > self._max_log:
+            return
+        # A character or more beyond the limit, of up to four bytes.
+        most = self._max_log + 4
+        kept.log += text[: most - offset].encode(errors="replace")
+        del kept.log[_boundary(kept.log, most) :]
         for start, piece in _texts(kept.log, offset):
             self._send(Log(*key, start, piece))
 
@@ -253,12 +300,27 @@ class AgentEnd:
     def adopt(self, finish: Finish, items: list[Raw], log: bytes, started_at: float | None, finished_at: float) -> None:
         """Hold an attempt that an earlier agent process on this machine ended, read back from its journal."""
         key = (finish.prediction, finish.attempt)
-        self.kept[key] = Kept(0, started_at, items, bytearray(log), finish, finished_at, freed=True)
+        size = sum(len(memoryview(item)) for item in items)
+        kept = Kept(0, started_at, items, bytearray(log), finish, finished_at, freed=True, item_bytes=size)
+        self.kept[key] = kept
+
+    def resume(self, key: AttemptKey, offer: int) -> None:
+        """Hold an attempt that an earlier agent process on this machine began and that still runs."""
+        self.kept[key] = Kept(offer)
+        self._used[offer] += 1
 
     def resize(self, offer: int, slots: int) -> None:
         """Change the number of slots of an offer (0 to take nothing more)."""
         self._slots[offer] = slots
         self._send(Capacity(offer, slots))
+
+    def report(self, ailment: str | None) -> None:
+        """Tell why the model cannot run anything, or (None) that it is well; what is wrong is told on each new link."""
+        self._tell_health(Health(ailment is None, (ailment or "")[:MAX_REASON]))
+
+    def _tell_health(self, health: Health) -> None:
+        self._health, self._is_health_told = health, self.open
+        self._send(health)
 
     def goodbye(self, reason: str) -> None:
         """Give up all that is held: the server may run it elsewhere at once."""
@@ -275,6 +337,7 @@ class AgentEnd:
     def _send(self, message: AgentMessage) -> None:
         if self.open:
             self._outbox.append(message)
+            self._unsent += _weight(message)
 
     def _send_finish(self, finish: Finish, kept: Kept, now: float) -> None:
         self._send(msgspec.structs.replace(finish, ago_ms=_ms(now - kept.finished_at), slot_free=kept.freed))
@@ -290,6 +353,15 @@ class AgentEnd:
             self.kept.pop(key, None)
             return True
         return False
+
+
+def _weight(message: AgentMessage) -> int:
+    """Return about how many bytes of live data a message carries."""
+    if isinstance(message, Log):
+        return len(message.text) + _HEAD
+    if isinstance(message, Output):
+        return sum(len(memoryview(item)) for item in message.items) + _HEAD
+    return _HEAD
 
 
 def _ms(seconds: float) -> int:

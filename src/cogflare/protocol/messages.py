@@ -18,7 +18,11 @@ PING = "ping"
 PONG = "pong"
 MAX_FRAME = 1_000_000  # bytes; what does not fit goes by HTTP
 MAX_VALUE = 700_000  # bytes of one JSON value (an input, an output, an item) that travels in a message
+MAX_REASON = 1_000  # characters of why a model is not well
 MAX_DEPTH = 128  # levels of nesting of such a value; readers refuse somewhere beyond
+MAX_LOG = 1 << 20  # bytes of an attempt's log, unless the server says otherwise
+MAX_OUTPUT = 16 << 20  # bytes of an iterator's items together, unless the server says otherwise
+MAX_ITEMS = 500_000  # items of an output
 
 # `\Z` and not `$`, which would let a newline at the end pass.
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
@@ -158,6 +162,13 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     held: list[AttemptKey]
 
 
+class Health(Message, frozen=True, tag="health"):
+    """Whether the model could run something now, and if not why: answers a probe, and is said whenever it changes."""
+
+    ok: bool
+    reason: str = ""
+
+
 class Goodbye(Message, frozen=True, tag="goodbye"):
     """The agent leaves for good: what it holds may run elsewhere at once."""
 
@@ -168,7 +179,10 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """Answers a hello. `epoch` numbers the worker's links; `held` has a word on each attempt of the hello."""
+    """Answers a hello. `epoch` numbers the worker's links; `held` has a word on each attempt of the hello.
+
+    What passes the limits on sizes the server cuts off; an agent need not send, or keep, much more.
+    """
 
     protocol: int
     epoch: int
@@ -177,6 +191,8 @@ class Welcome(Message, frozen=True, tag="welcome"):
     heartbeat_s: float
     silence_s: float
     held: list[Resume] = []
+    max_log_bytes: Count = MAX_LOG
+    max_output_bytes: Count = MAX_OUTPUT
 
 
 class Assign(Message, frozen=True, tag="assign"):
@@ -209,6 +225,10 @@ class Renewed(Message, frozen=True, tag="renewed"):
     unwanted: list[AttemptKey] = []
 
 
+class Probe(Message, frozen=True, tag="probe"):
+    """Asks for the health of the model."""
+
+
 class Drain(Message, frozen=True, tag="drain"):
     """The operator wants this worker to finish what it holds and leave."""
 
@@ -224,5 +244,5 @@ class Reject(Message, frozen=True, tag="reject"):
     retry: bool = False
 
 
-AgentMessage = Hello | Started | Output | Log | Metrics | Finish | SlotFree | Capacity | Heartbeat | Goodbye
-ServerMessage = Welcome | Assign | Answer | Cancel | Renewed | Drain | Restarting | Reject
+AgentMessage = Hello | Started | Output | Log | Metrics | Finish | SlotFree | Capacity | Heartbeat | Health | Goodbye
+ServerMessage = Welcome | Assign | Answer | Cancel | Renewed | Probe | Drain | Restarting | Reject

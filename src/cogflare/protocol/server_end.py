@@ -19,6 +19,7 @@ from cogflare.protocol.messages import (
     Capacity,
     Finish,
     Goodbye,
+    Health,
     Heartbeat,
     Hello,
     Resume,
@@ -81,7 +82,7 @@ class ServerEnd:
             return True
         if kind is SlotFree:
             return self.release((message.prediction, message.attempt))  # type: ignore[union-attr]
-        if kind is Heartbeat:
+        if kind in (Heartbeat, Health):
             return True
         if kind is Capacity:
             return self._resize(message)  # type: ignore[arg-type]

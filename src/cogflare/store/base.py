@@ -72,6 +72,18 @@ class Hint(msgspec.Struct, frozen=True):
 Listener = Callable[[Hint], None]
 
 
+class BackupReport(msgspec.Struct, frozen=True):
+    """A copy of a database that was checked: its size, its schema version, and how many predictions it has."""
+
+    bytes: int
+    schema_version: int
+    predictions: int
+
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and how much there is."""
+
+
 class Database(Protocol):
     """Durable storage of rows. Implementations: `store.sqlite.SQLiteDatabase`, `store.postgres.PostgresDatabase`."""
 
@@ -80,9 +92,15 @@ class Database(Protocol):
         ...
 
     async def write(
-        self, *statements: Statement, hints: Sequence[Hint] = (), landed: Statement | None = None
+        self,
+        *statements: Statement,
+        hints: Sequence[Hint] = (),
+        landed: Statement | None = None,
+        yields: bool = False,
     ) -> list[list[Row]]:
         """Run the statements as one atomic unit and return each one's rows once the unit is durable.
+
+        The units that wait are bounded: beyond that `Unavailable` comes at once, and to a unit that `yields` first.
 
         `hints` go to the listeners of all nodes after the commit. `landed` is a read that returns a row if this very
         unit has been committed; it settles a commit whose answer was lost. Cancelling the caller does not cancel

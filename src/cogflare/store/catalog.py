@@ -1,8 +1,10 @@
 """Accounts, tokens, models and versions: typed functions over named queries."""
 
+from collections.abc import Mapping
+
 import msgspec
 
-from cogflare.store.base import Database, Statement
+from cogflare.store.base import Database, Statement, Value
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model with its latest version, if it has one."""
+    """A model with its latest version, if it has one; a limit that its owner has not set is None."""
 
     account: str
     owner: str
@@ -62,6 +64,9 @@ class Model(msgspec.Struct, frozen=True):
     run_count: int
     rerun: bool
     created_at: int
+    run_limit_s: float | None
+    start_limit_s: float | None
+    max_queued: int | None
     latest: Version | None
 
 
@@ -146,6 +151,13 @@ async def catalogs_with(db: Database, account: str, owner: str, name: str) -> tu
     return tuple(row[0] for row in await db.read("catalogs_with", account=account, owner=owner, name=name))
 
 
+async def set_model(db: Database, account: str, owner: str, name: str, changes: Mapping[str, Value]) -> bool:
+    """Change columns of a model of this account; False if it has no such model."""
+    key = {"account": account, "owner": owner, "name": name}
+    rows = await db.write(Statement("set_model", {**key, "changes": msgspec.json.encode(changes).decode()}))
+    return bool(rows[0])
+
+
 def register(version: Version) -> list[Statement]:
     """Return the statements that add a version, and its model, when a worker first offers it."""
     model = {"account": version.account, "owner": version.owner, "name": version.name}
@@ -166,6 +178,9 @@ def _model(
     run_count: int,
     rerun: bool,
     created_at: int,
+    run_limit_s: float | None,
+    start_limit_s: float | None,
+    max_queued: int | None,
     *latest: str | int | None,
 ) -> Model:
     version = None
@@ -179,4 +194,5 @@ def _model(
             },
             Version,
         )
-    return Model(account, owner, name, description, run_count, bool(rerun), created_at, version)
+    limits = (run_limit_s, start_limit_s, max_queued)
+    return Model(account, owner, name, description, run_count, bool(rerun), created_at, *limits, version)

@@ -1,4 +1,10 @@
-"""Files: typed functions over named queries. A file is pending until the finish that names it is committed."""
+"""Files: typed functions over named queries.
+
+A file is pending until the finish that names it is committed, then bound. When its time is over it is expired: nobody
+is served it any more, then its bytes go, and its row last, so that a crash in between leaves nothing behind.
+"""
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -55,3 +61,19 @@ async def get(db: Database, id: str) -> FileRow | None:
     """Return the file of that id."""
     rows = await db.read("get_file", id=id)
     return FileRow(*rows[0]) if rows else None
+
+
+async def expire_unbound(db: Database, before: int, limit: int) -> int:
+    """Let up to `limit` files expire that were announced before this time and that no finish can bind any more."""
+    rows = await db.write(Statement("expire_unbound_files", {"cutoff": before, "limit": limit}))
+    return len(rows[0])
+
+
+async def expired(db: Database, after: str, limit: int) -> list[str]:
+    """Return files that have expired, by id."""
+    return [id for (id,) in await db.read("expired_files", after=after, limit=limit)]
+
+
+async def delete_expired(db: Database, files: Sequence[str]) -> None:
+    """Forget files whose bytes are gone."""
+    await db.write(Statement("delete_expired_files", {"files": msgspec.json.encode(files).decode()}))

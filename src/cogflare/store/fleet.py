@@ -1,10 +1,12 @@
 """Workers, their links, and the leases of what they hold: typed functions over named queries."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from cogflare.store.base import Conflict, Database, Statement
+from cogflare.store.recovery import Standing
 
 AttemptKey = tuple[str, int]
 
@@ -21,6 +23,8 @@ class Link(msgspec.Struct, frozen=True):
     offers: str
     agent: str
     now: int
+    probation: int = 0
+    """Losses in a row that a worker is given whose new process ends a quarantine."""
 
 
 class HeldAttempt(msgspec.Struct, frozen=True):
@@ -31,6 +35,14 @@ class HeldAttempt(msgspec.Struct, frozen=True):
     started_at: int | None
     output_items: int
     log_bytes: int
+
+
+class Opened(NamedTuple):
+    """A link that is open: its epoch, the attempts that go on, and how the worker is doing."""
+
+    epoch: int
+    held: list[HeldAttempt]
+    standing: Standing
 
 
 class LiveAttempt(msgspec.Struct, frozen=True):
@@ -69,6 +81,8 @@ class WorkerRow(msgspec.Struct, frozen=True):
     agent: str
     connected_at: int
     changed_at: int
+    quarantine: str | None
+    quarantined_at: int | None
     busy: int
 
 
@@ -89,11 +103,11 @@ def _keys(held: Sequence[AttemptKey]) -> str:
     return msgspec.json.encode(held).decode()
 
 
-async def open_link(db: Database, link: Link, held: Sequence[AttemptKey]) -> tuple[int, list[HeldAttempt]] | None:
+async def open_link(db: Database, link: Link, held: Sequence[AttemptKey]) -> Opened | None:
     """Raise the worker's epoch and take over the listed attempts that are current; None: another account's id."""
     key = {"worker": link.id, "held": _keys(held)}
     try:
-        epoch, _, _, adopted, _ = await db.write(
+        opened, _, _, adopted, _ = await db.write(
             Statement("open_link", msgspec.structs.asdict(link), needs="row"),
             Statement("readopt_predictions", key),
             Statement("drop_held_entries", {"held": key["held"]}),
@@ -102,7 +116,8 @@ async def open_link(db: Database, link: Link, held: Sequence[AttemptKey]) -> tup
         )
     except Conflict:
         return None
-    return epoch[0][0], [HeldAttempt(*row) for row in adopted]
+    epoch, *standing = opened[0]
+    return Opened(epoch, [HeldAttempt(*row) for row in adopted], Standing(*standing))
 
 
 def close_link(worker: str, epoch: int, state: str, now: int) -> Statement:

@@ -2,15 +2,18 @@
 
 from importlib import import_module
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import cast
 
-from cogflare.store.base import Database
+from cogflare.store.base import BackupReport, Database, Progress
 
 _DRIVERS = {
     "sqlite": "cogflare.store.sqlite:SQLiteDatabase",
     "postgresql": "cogflare.store.postgres:PostgresDatabase",
     "postgres": "cogflare.store.postgres:PostgresDatabase",
 }
+
+_BACKUPS = {"sqlite": "cogflare.store.sqlite.backup:backup"}
 
 
 def open_database(url: str, *, sql: Traversable | None = None) -> Database:
@@ -25,3 +28,17 @@ def open_database(url: str, *, sql: Traversable | None = None) -> Database:
         raise ValueError(f"a database URL starts with sqlite:/// or postgresql://, not {scheme[:20]!r}")
     module, _, name = driver.partition(":")
     return cast(Database, getattr(import_module(module), name).from_url(url, sql=sql))
+
+
+def has_backup(url: str) -> bool:
+    """Say whether the database of a URL is backed up by us; others bring tools of their own."""
+    return url.partition("://")[0] in _BACKUPS
+
+
+def backup_database(url: str, target: Path, progress: Progress) -> BackupReport:
+    """Copy the database of a URL into the file `target` while it is used; raises `StoreError`.
+
+    The copy is one snapshot; it has been checked and is durable when it is there.
+    """
+    module, _, name = _BACKUPS[url.partition("://")[0]].partition(":")
+    return cast(BackupReport, getattr(import_module(module), name)(url, target, progress))

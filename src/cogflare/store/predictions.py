@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec import Raw
 
-from cogflare.domain.ids import HIGHEST_ID, lowest_id
+from cogflare.domain.ids import HIGHEST_ID, lowest_id, model_queue, version_queue
 from cogflare.domain.phases import Phase, Status
 from cogflare.store.base import Database, Row, Statement, Value
 
@@ -18,7 +18,10 @@ FAR_FUTURE = 2**53 - 1
 
 
 class NewPrediction(msgspec.Struct, frozen=True):
-    """What a create writes. `queues` may all run it; `input` is JSON text; times are microseconds."""
+    """What a create writes. `queues` may all run it; `input` is JSON text; times are microseconds.
+
+    It is written only while fewer than `max_queued` wait for the account, and than `max_queued_model` for the model.
+    """
 
     id: str
     account: str
@@ -37,6 +40,11 @@ class NewPrediction(msgspec.Struct, frozen=True):
     deadline: int | None = None
     webhook: str | None = None
     webhook_events: str | None = None
+    client_id: str | None = None
+    run_limit_s: float | None = None
+    start_by: int | None = None
+    max_queued: int | None = None
+    max_queued_model: int | None = None
 
 
 class PredictionRow(msgspec.Struct, frozen=True):
@@ -69,6 +77,11 @@ class PredictionRow(msgspec.Struct, frozen=True):
     webhook_events: str | None
     stream_key: str
     data_removed: bool
+    client_id: str | None
+    run_limit_s: float | None
+    start_by: int | None
+    struck_out: bool
+    requeued_as: str | None
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -91,6 +104,7 @@ class Claimed(msgspec.Struct, frozen=True):
     version: str
     input: str | None
     created_at: int
+    run_limit_s: float | None
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -136,7 +150,10 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Query(msgspec.Struct, frozen=True):
-    """Which predictions of an account to list: `before` and `after` are ids, the created bounds microseconds."""
+    """Which predictions of an account to list: `before` and `after` are ids, the created bounds microseconds.
+
+    `struck_out`: only those that failed because their attempts were lost, and that nobody has looked after yet.
+    """
 
     account: str
     status: str | None = None
@@ -146,6 +163,7 @@ class Query(msgspec.Struct, frozen=True):
     created_from: int = 0
     created_to: int = FAR_FUTURE
     limit: int = 100
+    struck_out: bool = False
 
 
 _json = msgspec.json.Encoder()
@@ -171,13 +189,20 @@ def cut(text: str, size: int = PART_BYTES) -> list[str]:
 
 
 def insert(new: NewPrediction) -> list[Statement]:
-    """Return the statements that write a prediction and its queue entries."""
+    """Return the statements that write a prediction and its queue entries.
+
+    `Conflict` (of `insert_prediction`) says that too many wait already.
+    """
     fields = msgspec.structs.asdict(new)
     owner, name, queues = fields.pop("owner"), fields.pop("name"), fields.pop("queues")
     apart = len(new.input) > INLINE_BYTES
-    statements = [
-        Statement("insert_prediction", {**fields, "model": f"{owner}/{name}", "input": None if apart else new.input})
-    ]
+    fields |= {
+        "model": f"{owner}/{name}",
+        "input": None if apart else new.input,
+        "model_queue": model_queue(new.catalog, owner, name),
+        "version_queue": version_queue(new.catalog, new.version),
+    }
+    statements = [Statement("insert_prediction", fields, needs="row")]
     if apart:
         statements += [
             Statement("insert_input_part", {"prediction": new.id, "part": part, "data": data})
@@ -291,8 +316,14 @@ def end(
     metrics: str | None = None,
     started_at: int | None = None,
     renewals: int | None = None,
+    unstarted: bool = False,
+    struck_out: bool = False,
 ) -> list[Statement]:
-    """Return the statements that end a prediction by the server's own decision; `Conflict` says it moved meanwhile."""
+    """Return the statements that end a prediction by the server's own decision; `Conflict` says it moved meanwhile.
+
+    With `unstarted`, only while it has not started. One that has is `canceled` where it would be `aborted`.
+    `struck_out`: it ends because its attempts were lost, and is to be looked after.
+    """
     return [
         Statement(
             "end_prediction",
@@ -307,6 +338,8 @@ def end(
                 "metrics": metrics,
                 "started_at": started_at,
                 "renewals": renewals,
+                "unstarted": unstarted,
+                "struck_out": int(struck_out),
             },
             needs="row",
         ),
@@ -314,16 +347,20 @@ def end(
     ]
 
 
-def requeue(prediction: str, attempt: int, started_at: int | None, renewals: int | None = None) -> Statement:
+def requeue(
+    prediction: str, attempt: int, started_at: int | None, renewals: int | None = None, *, parked: bool = False
+) -> Statement:
     """Return the statement that takes a claimed prediction back to the queue; `Conflict` says it moved meanwhile.
 
     An attempt that had started counts as a strike. With `renewals`, a lease that was renewed since is left alone.
+    A `parked` one pauses first.
     """
     fields: dict[str, Value] = {
         "prediction": prediction,
         "attempt": attempt,
         "started_at": started_at,
         "renewals": renewals,
+        "phase": str(Phase.PARKED if parked else Phase.QUEUED),
     }
     return Statement("requeue_prediction", {**fields, "strike": int(started_at is not None)}, needs="row")
 
@@ -354,6 +391,12 @@ async def get(db: Database, prediction: str) -> PredictionRow | None:
     return _row(rows[0]) if rows else None
 
 
+async def get_by_client_id(db: Database, account: str, client_id: str) -> PredictionRow | None:
+    """Return the stored prediction to which its client gave this id."""
+    rows = await db.read("get_client_prediction", account=account, client_id=client_id)
+    return _row(rows[0]) if rows else None
+
+
 async def list_page(db: Database, query: Query) -> list[PredictionRow]:
     """Return a page of predictions, newest first."""
     filters: dict[str, Value] = {"status": query.status, "model": query.model}
@@ -365,11 +408,14 @@ async def list_page(db: Database, query: Query) -> list[PredictionRow]:
     # An id begins with the time of its creation, so bounds in time are bounds of the index too.
     after = max(query.after or "", lowest_id(query.created_from))
     if query.before is None and query.after is not None:
-        rows = await db.read("list_predictions_upwards", **bounds, **filters, after=after, limit=query.limit)
+        upwards = "list_struck_out_upwards" if query.struck_out else "list_predictions_upwards"
+        rows = await db.read(upwards, **bounds, **filters, after=after, limit=query.limit)
         return [_row(row) for row in reversed(rows)]
     before = min(query.before or HIGHEST_ID, lowest_id(query.created_to + 1000))
     page: dict[str, Value] = {**bounds, "before": before, "after": after, "limit": query.limit}
-    if query.model is not None:
+    if query.struck_out:
+        rows = await db.read("list_struck_out", **page, **filters)
+    elif query.model is not None:
         rows = await db.read("list_predictions_by_model", **page, **filters)
     elif query.status is not None:
         rows = await db.read("list_predictions_by_status", **page, status=query.status)
@@ -397,7 +443,9 @@ def is_ended(row: PredictionRow) -> bool:
 
 
 def _row(row: Row) -> PredictionRow:
-    return msgspec.structs.replace(PredictionRow(*row), pinned=bool(row[5]), data_removed=bool(row[-1]))
+    found = PredictionRow(*row)
+    flags = {name: bool(getattr(found, name)) for name in ("pinned", "data_removed", "struck_out")}
+    return msgspec.structs.replace(found, **flags)
 
 
 def raw(text: str) -> Raw:

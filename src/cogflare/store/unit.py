@@ -18,10 +18,10 @@ class Unit:
     """Steps to run as one, the future its caller waits on, and what became of it.
 
     `outcome` is None until the driver has decided, then the rows of each step or the error of the unit. It is the
-    driver's own until `release`, which runs on the event loop after the commit.
+    driver's own until `release`, which runs on the event loop after the commit. `size` is the bytes of its content.
     """
 
-    __slots__ = ("future", "hints", "landed", "outcome", "steps")
+    __slots__ = ("future", "hints", "landed", "outcome", "size", "steps")
 
     def __init__(
         self, steps: list[Step], hints: Sequence[Hint], landed: Step | None, future: asyncio.Future[Rows]
@@ -34,6 +34,7 @@ class Unit:
         self.hints = hints
         self.landed = landed
         self.future = future
+        self.size = 0
         self.outcome: Rows | Exception | None = None
 
     def release(self) -> None:

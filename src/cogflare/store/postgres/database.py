@@ -13,6 +13,7 @@ from typing import Self
 import asyncpg
 
 from cogflare.store.base import Hint, Listener, Row, SchemaTooNew, Statement, Unavailable, Value
+from cogflare.store.load import Bounds, Load
 from cogflare.store.postgres.hints import HintLink
 from cogflare.store.postgres.server import Connection, Pool, Server, is_lost, translate
 from cogflare.store.postgres.writer import Writer
@@ -26,7 +27,8 @@ class PostgresDatabase:
     """Durable storage in one PostgreSQL database.
 
     `sql` is the folder of named SQL that holds `postgres/`; `writers` and `readers` are numbers of connections;
-    `group` is the most units that one commit may carry; for `patience_s` and `answer_s` see `Server`.
+    `group` is the most units that one commit may carry, `bounds` how many may wait; for `patience_s` and `answer_s`
+    see `Server`.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class PostgresDatabase:
         group: int = 256,
         patience_s: float = 10.0,
         answer_s: float = 10.0,
+        bounds: Bounds | None = None,
     ) -> None:
         self._library = Library(sql or package_folder(), "postgres")
         self._node = secrets.token_hex(6)
         self._server = Server(url, patience_s=patience_s, answer_s=answer_s)
         self._listeners = Listeners()
+        self._load = Load(bounds)
         # Its own, because an outage of the link alone must not use up the patience of the others.
         link_server = Server(url, patience_s=patience_s, answer_s=answer_s)
         self._link = HintLink(link_server, self._node, self._listeners.tell)
@@ -81,11 +85,19 @@ class PostgresDatabase:
                 self._server.answered()
                 return [tuple(record) for record in records]
 
-    async def write(self, *statements: Statement, hints: Sequence[Hint] = (), landed: Statement | None = None) -> Rows:
+    async def write(
+        self,
+        *statements: Statement,
+        hints: Sequence[Hint] = (),
+        landed: Statement | None = None,
+        yields: bool = False,
+    ) -> Rows:
         await self._running_pool()
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         steps = [self._library.step(statement) for statement in statements]
-        self._queue.put_nowait(Unit(steps, hints, self._library.step(landed) if landed else None, future))
+        unit = Unit(steps, hints, self._library.step(landed) if landed else None, future)
+        unit.size = self._load.admit(statements, yields)
+        self._queue.put_nowait(unit)
         return await future
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -145,6 +157,7 @@ class PostgresDatabase:
         return pool
 
     def _release(self, units: list[Unit]) -> None:
+        self._load.leave(units)
         hints = release(units)
         if hints:
             self._link.send(hints)

@@ -1,9 +1,12 @@
 """How a SQLite connection is opened, brought to the schema of this version, and how its errors are told."""
 
+import errno
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import apsw
 import msgspec
@@ -15,6 +18,7 @@ Synchronous = Literal["full", "normal", "off"]
 
 Connect = Callable[[], apsw.Connection]
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _UNAVAILABLE = (
     apsw.BusyError,
     apsw.LockedError,
@@ -41,6 +45,23 @@ class Options(msgspec.Struct, frozen=True):
     synchronous: Synchronous = "full"
     busy_timeout_s: float = 5.0
     vfs: str | None = None
+
+
+def options_of(url: str) -> Options:
+    """Read `sqlite:///relative/path` or `sqlite:////absolute/path`, `?synchronous=` included; raises `ValueError`."""
+    parts = urlsplit(url)
+    path = unquote(parts.path[1:])
+    if parts.netloc or not path or path == ":memory:":
+        raise ValueError("write sqlite:///relative/path or sqlite:////absolute/path of a file")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    match query.pop("synchronous", "full"):
+        case ("full" | "normal" | "off") as synchronous:
+            pass
+        case other:
+            raise ValueError(f"synchronous is full, normal or off, not {other!r}")
+    if query:
+        raise ValueError(f"no such option: {', '.join(query)}")
+    return Options(path, synchronous)
 
 
 def connect_writer(options: Options) -> apsw.Connection:
@@ -74,8 +95,11 @@ def _open(options: Options, flags: int) -> apsw.Connection:
     return connection
 
 
-def translate(error: Exception) -> Exception:
-    """Return the store's word for an error of SQLite; others (a value of a wrong type) stay what they are."""
+def translate(error: Exception, connection: apsw.Connection | None = None) -> Exception:
+    """Return the store's word for an error of SQLite; others (a value of a wrong type) stay what they are.
+
+    The `connection` that failed knows more: SQLite itself calls only one of the ways to be full "full".
+    """
     if not isinstance(error, apsw.Error):
         return error
     text = f"{type(error).__name__}: {error}"
@@ -83,6 +107,8 @@ def translate(error: Exception) -> Exception:
         return Constraint(text)
     if isinstance(error, apsw.FullError):
         return Full(text)
+    if isinstance(error, apsw.IOError | apsw.CantOpenError) and connection and connection.system_errno in _FULL:
+        return Full(f"{text} ({os.strerror(connection.system_errno)})")
     if isinstance(error, _UNAVAILABLE):
         return Unavailable(text)
     return StoreError(text)

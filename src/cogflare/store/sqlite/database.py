@@ -10,13 +10,13 @@ from contextlib import suppress
 from functools import partial
 from importlib.resources.abc import Traversable
 from typing import Self
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import apsw
 
 from cogflare.store.base import Hint, Listener, Row, Statement, Unavailable, Value
+from cogflare.store.load import Bounds, Load
 from cogflare.store.sql import Library, package_folder
-from cogflare.store.sqlite.connection import Options, connect_reader, connect_writer, migrate
+from cogflare.store.sqlite.connection import Options, connect_reader, connect_writer, migrate, options_of
 from cogflare.store.sqlite.reader import Query, Readers
 from cogflare.store.sqlite.writer import Task, Writer
 from cogflare.store.unit import Listeners, Rows, Unit, release
@@ -26,12 +26,21 @@ class SQLiteDatabase:
     """Durable storage in one file.
 
     `sql` is the folder of named SQL that holds `sqlite/`; `readers` is how many queries may run at once; `group` is
-    the most units that one commit may carry.
+    the most units that one commit may carry, `bounds` how many may wait.
     """
 
-    def __init__(self, options: Options, *, sql: Traversable | None = None, readers: int = 2, group: int = 256) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        sql: Traversable | None = None,
+        readers: int = 2,
+        group: int = 256,
+        bounds: Bounds | None = None,
+    ) -> None:
         self._library = Library(sql or package_folder(), "sqlite")
         self._listeners = Listeners()
+        self._load = Load(bounds)
         self._writer = Writer(partial(connect_writer, options), self._post_units, group)
         self._readers = Readers(partial(connect_reader, options), self._post_rows, readers)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -43,19 +52,7 @@ class SQLiteDatabase:
 
         `?synchronous=full|normal|off` states how hard a commit is pressed onto the disk.
         """
-        parts = urlsplit(url)
-        path = unquote(parts.path[1:])
-        if parts.netloc or not path or path == ":memory:":
-            raise ValueError("write sqlite:///relative/path or sqlite:////absolute/path of a file")
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        match query.pop("synchronous", "full"):
-            case ("full" | "normal" | "off") as synchronous:
-                pass
-            case other:
-                raise ValueError(f"synchronous is full, normal or off, not {other!r}")
-        if query:
-            raise ValueError(f"no such option: {', '.join(query)}")
-        return cls(Options(path, synchronous), sql=sql)
+        return cls(options_of(url), sql=sql)
 
     async def read(self, name: str, /, **params: Value) -> list[Row]:
         query = self._library.query(name)
@@ -63,10 +60,19 @@ class SQLiteDatabase:
         self._readers.put(Query(query.sql, query.order(params), future))
         return await future
 
-    async def write(self, *statements: Statement, hints: Sequence[Hint] = (), landed: Statement | None = None) -> Rows:
+    async def write(
+        self,
+        *statements: Statement,
+        hints: Sequence[Hint] = (),
+        landed: Statement | None = None,
+        yields: bool = False,
+    ) -> Rows:
         # `landed` is not needed: the answer of a commit in this process cannot be lost.
         future: asyncio.Future[Rows] = self._running_loop().create_future()
-        self._writer.put(Unit([self._library.step(statement) for statement in statements], hints, None, future))
+        steps = [self._library.step(statement) for statement in statements]
+        unit = Unit(steps, hints, None, future)
+        unit.size = self._load.admit(statements, yields)
+        self._writer.put(unit)
         return await future
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -128,4 +134,5 @@ class SQLiteDatabase:
             self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _release(self, units: list[Unit]) -> None:
+        self._load.leave(units)
         self._listeners.tell(release(units))

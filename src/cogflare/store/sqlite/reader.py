@@ -67,7 +67,7 @@ class Readers:
                 connection = connection or self._connect()
                 outcome: list[Row] | Exception = connection.execute(query.sql, query.values).fetchall()
             except Exception as error:
-                outcome = translate(error)
+                outcome = translate(error, connection)
             self._post(query, outcome)
         if connection is not None:
             with suppress(apsw.Error):

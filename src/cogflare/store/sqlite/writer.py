@@ -86,7 +86,7 @@ class Writer(threading.Thread):
         try:
             task.function(self._open())
         except Exception as error:
-            task.done(translate(error))
+            task.done(translate(error, self._connection))
         else:
             task.done(None)
 
@@ -109,12 +109,12 @@ class Writer(threading.Thread):
                 return
             apart = True
         for unit in left:
-            unit.outcome = _told_anew(error)
+            unit.outcome = _told_anew(error, self._connection)
 
 
-def _told_anew(error: Exception) -> Exception:
+def _told_anew(error: Exception, connection: apsw.Connection | None) -> Exception:
     """Return an exception for one caller: it collects the traceback of whoever raises it, so it cannot be shared."""
-    return translate(error) if isinstance(error, apsw.Error) else type(error)(*error.args)
+    return translate(error, connection) if isinstance(error, apsw.Error) else type(error)(*error.args)
 
 
 def _run_group(connection: apsw.Connection, units: list[Unit], apart: bool) -> Unit | None:
@@ -144,7 +144,7 @@ def _run_plain(connection: apsw.Connection, cursor: apsw.Cursor, unit: Unit) -> 
     try:
         unit.outcome = _run_steps(cursor, unit)
     except Exception as error:
-        unit.outcome = translate(error)
+        unit.outcome = translate(error, connection)
         untouched = isinstance(unit.outcome, Conflict | Constraint) and connection.total_changes() == before
         return untouched and connection.in_transaction
     return True
@@ -157,7 +157,7 @@ def _run_apart(connection: apsw.Connection, cursor: apsw.Cursor, unit: Unit) -> 
         unit.outcome = _run_steps(cursor, unit)
         cursor.execute("RELEASE unit")
     except Exception as error:
-        unit.outcome = translate(error)
+        unit.outcome = translate(error, connection)
         if not connection.in_transaction:
             return False
         try:

@@ -54,10 +54,25 @@ UPDATE models SET latest_version = (
     WHERE account = :account AND owner = :owner AND name = :name ORDER BY created_at DESC, id DESC LIMIT 1)
 WHERE account = :account AND owner = :owner AND name = :name;
 
+-- name: set_model
+-- `changes` is a JSON object: a member that is absent leaves its column as it is, null empties it.
+UPDATE models SET
+    description = CASE WHEN jsonb_exists(:changes::jsonb, 'description')
+        THEN (:changes::jsonb ->> 'description') ELSE description END,
+    rerun = CASE WHEN jsonb_exists(:changes::jsonb, 'rerun')
+        THEN (:changes::jsonb ->> 'rerun')::bigint ELSE rerun END,
+    run_limit_s = CASE WHEN jsonb_exists(:changes::jsonb, 'run_limit_s')
+        THEN (:changes::jsonb ->> 'run_limit_s')::double precision ELSE run_limit_s END,
+    start_limit_s = CASE WHEN jsonb_exists(:changes::jsonb, 'start_limit_s')
+        THEN (:changes::jsonb ->> 'start_limit_s')::double precision ELSE start_limit_s END,
+    max_queued = CASE WHEN jsonb_exists(:changes::jsonb, 'max_queued')
+        THEN (:changes::jsonb ->> 'max_queued')::bigint ELSE max_queued END
+WHERE account = :account AND owner = :owner AND name = :name RETURNING name;
+
 -- name: find_model
 -- The account's own first, then what is shared.
 SELECT m.account, m.owner, m.name, m.description, m.run_count, m.rerun, m.created_at,
-    v.id, v.cog_version, v.schema, v.output_kind, v.created_at
+    m.run_limit_s, m.start_limit_s, m.max_queued, v.id, v.cog_version, v.schema, v.output_kind, v.created_at
 FROM models AS m
 LEFT JOIN versions AS v
     ON v.account = m.account AND v.id = m.latest_version AND v.owner = m.owner AND v.name = m.name
@@ -66,7 +81,7 @@ ORDER BY m.account = 'shared' LIMIT 1;
 
 -- name: list_models
 SELECT m.account, m.owner, m.name, m.description, m.run_count, m.rerun, m.created_at,
-    v.id, v.cog_version, v.schema, v.output_kind, v.created_at
+    m.run_limit_s, m.start_limit_s, m.max_queued, v.id, v.cog_version, v.schema, v.output_kind, v.created_at
 FROM models AS m
 LEFT JOIN versions AS v
     ON v.account = m.account AND v.id = m.latest_version AND v.owner = m.owner AND v.name = m.name

@@ -11,15 +11,26 @@
 --   finish - cancel    the second waits and finds the phase `ended`
 --   requeue - readopt  the second waits; a requeue for an expired lease finds it renewed, and is a Conflict
 --   enqueue - cancel   the enqueue locks the row, so it leaves no entry of an ended prediction
+--   release - others   the release skips the row; who waits for a release finds the entries that it made ready
 
 -- name: insert_prediction
+-- Returns no row where as many as may wait for the account or the model wait already. Entries are counted, and of a
+-- model those of its queue and of one version's: two short index scans, since both are sums over flows that wait.
+-- What another node is just committing is not seen, so several nodes may exceed a limit by what they commit at once.
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
-    webhook, webhook_events, stream_key
-) VALUES (
-    :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
-    :deadline, :input, :webhook, :webhook_events, :stream_key
-);
+    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by
+)
+SELECT :id::text, :account::text, :token::text, :catalog::text, :model::text, :version::text, :pinned::bigint,
+    :flow::text, :priority::bigint, 'queued', 'starting', :created_at::bigint, :deadline::bigint, :input::text,
+    :webhook::text, :webhook_events::text, :stream_key::text, :client_id::text, :run_limit_s::double precision,
+    :start_by::bigint
+WHERE (:max_queued::bigint IS NULL
+        OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
+    AND (:max_queued_model::bigint IS NULL
+        OR coalesce((SELECT sum(waiting) FROM flows
+            WHERE queue IN (:model_queue, :version_queue) AND waiting > 0), 0) < :max_queued_model)
+RETURNING id;
 
 -- name: insert_input_part
 INSERT INTO inputs (prediction, part, data) VALUES (:prediction, :part, :data);
@@ -53,7 +64,8 @@ CROSS JOIN LATERAL (
     SELECT e.prediction, p.attempt
     FROM queue_entries AS e JOIN predictions AS p ON p.id = e.prediction AND p.phase = 'queued'
     WHERE e.queue = best.queue AND e.flow = best.flow AND e.not_before IS NULL
-        AND (e.avoid_worker IS NULL OR e.avoid_worker <> link.id OR e.avoid_until <= :now)
+        AND (e.avoid_worker IS NULL OR e.avoid_worker <> link.id
+            OR e.avoid_until NOT BETWEEN :now::bigint + 1 AND :now::bigint + 60000000)
     ORDER BY e.priority, e.rank LIMIT 1
     FOR UPDATE OF p SKIP LOCKED FOR UPDATE OF e SKIP LOCKED
 ) AS entry
@@ -64,7 +76,7 @@ RETURNING prediction;
 UPDATE predictions SET
     phase = 'assigned', attempt = attempt + 1, version = CASE WHEN pinned = 1 THEN version ELSE :version::text END
 WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL)
-RETURNING id, attempt, account, version, input, created_at;
+RETURNING id, attempt, account, version, input, created_at, run_limit_s;
 
 -- name: drop_claimed_entries
 DELETE FROM queue_entries WHERE prediction = (
@@ -89,17 +101,23 @@ RETURNING id;
 
 -- name: end_prediction
 -- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
--- With `renewals`, only if the lease has not moved since the caller saw it.
+-- With `renewals`, only if the lease has not moved since the caller saw it; with `unstarted`, only if it has not started.
+-- What is to be aborted and has started is canceled.
 WITH current AS (
     SELECT id, attempt FROM predictions
-    WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended' FOR UPDATE
+    WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+        AND (NOT :unstarted::boolean OR started_at IS NULL) FOR UPDATE
 ), lease AS (
     SELECT a.renewals FROM current JOIN attempts AS a ON a.prediction = current.id AND a.attempt = current.attempt
     FOR UPDATE OF a
 )
 UPDATE predictions SET
-    phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
-    log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at::bigint)
+    phase = 'ended', status = CASE
+        WHEN :status::text = 'aborted' AND coalesce(started_at, :started_at::bigint) IS NOT NULL THEN 'canceled'
+        ELSE :status END,
+    completed_at = :completed_at, error = :error, output_items = :output_items,
+    log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at::bigint),
+    struck_out = :struck_out::bigint
 FROM current WHERE predictions.id = current.id
     AND (:renewals::bigint IS NULL OR EXISTS (SELECT 1 FROM lease WHERE renewals = :renewals))
 RETURNING predictions.id;
@@ -124,8 +142,9 @@ WHERE attempts.prediction = :prediction AND attempts.attempt = :attempt
     AND NOT (p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
 
 -- name: requeue_prediction
--- With `renewals`, only if the lease has not moved since the caller saw it. A link that opens meanwhile moves it, so
--- the attempt is locked too: what a condition says of a row that is not locked was true before the wait.
+-- Back to the queue, or `parked` before that. With `renewals`, only if the lease has not moved since the caller saw it.
+-- A link that opens meanwhile moves it, so the attempt is locked too: what a condition says of a row that is not
+-- locked was true before the wait.
 WITH current AS (
     SELECT p.id
     FROM predictions AS p JOIN attempts AS a ON a.prediction = p.id AND a.attempt = p.attempt
@@ -134,7 +153,7 @@ WITH current AS (
     FOR UPDATE OF p, a
 )
 UPDATE predictions SET
-    phase = 'queued', strikes = strikes + :strike::bigint, started_at = coalesce(started_at, :started_at::bigint),
+    phase = :phase::text, strikes = strikes + :strike::bigint, started_at = coalesce(started_at, :started_at::bigint),
     status = CASE WHEN coalesce(started_at, :started_at::bigint) IS NULL THEN 'starting' ELSE 'processing' END,
     output_items = NULL, log_bytes = 0
 FROM current WHERE predictions.id = current.id
@@ -211,13 +230,20 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 -- name: get_prediction
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions WHERE id = :id;
+
+-- name: get_client_prediction
+-- By the id that the client gave.
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -225,7 +251,7 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_status
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -234,7 +260,7 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_model
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND model = :model AND (:status::text IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -244,7 +270,7 @@ ORDER BY id DESC LIMIT :limit;
 -- The page before a cursor: the nearest newer ones, oldest first.
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND (:status::text IS NULL OR status = :status) AND (:model::text IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

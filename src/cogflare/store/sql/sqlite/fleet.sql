@@ -1,23 +1,29 @@
 -- Workers, their links, and the leases of what they hold.
 
 -- name: open_link
--- Raises the epoch; a worker id that belongs to another account returns no row.
+-- Raises the epoch; a worker id that belongs to another account returns no row. A new agent process has set its model
+-- up again: it comes out of quarantine, one loss away (`probation`) from the next.
 INSERT INTO workers (
     id, account, token, name, instance, node, link_epoch, state, offers, agent, connected_at, changed_at
 ) VALUES (:id, :account, :token, :name, :instance, :node, 1, 'online', :offers, :agent, :now, :now)
 ON CONFLICT (id) DO UPDATE SET
     token = excluded.token, name = excluded.name, instance = excluded.instance, node = excluded.node,
     link_epoch = workers.link_epoch + 1, state = 'online', offers = excluded.offers, agent = excluded.agent,
-    connected_at = excluded.connected_at, changed_at = excluded.changed_at
+    connected_at = excluded.connected_at, changed_at = excluded.changed_at,
+    losses = CASE WHEN workers.quarantine IS NOT NULL AND workers.instance <> excluded.instance THEN :probation
+                  ELSE workers.losses END,
+    quarantined_at = CASE WHEN workers.instance <> excluded.instance THEN NULL ELSE workers.quarantined_at END,
+    quarantine = CASE WHEN workers.instance <> excluded.instance THEN NULL ELSE workers.quarantine END
     WHERE workers.account = excluded.account
-RETURNING link_epoch;
+RETURNING link_epoch, losses, quarantines, quarantine, quarantined_at;
 
 -- name: close_link
 UPDATE workers SET state = :state, changed_at = :now WHERE id = :id AND link_epoch = :epoch;
 
 -- name: release_node
 -- A node that starts has no links yet.
-UPDATE workers SET state = 'away', changed_at = :now WHERE node = :node AND state = 'online';
+UPDATE workers SET state = 'away', changed_at = :now WHERE (:node IS NULL OR node = :node) AND state = 'online'
+RETURNING id;
 
 -- name: readopt_predictions
 -- What a rescuer queued again and nobody claimed goes on where it still runs, as far as it had come; a strike that it
@@ -91,14 +97,16 @@ WHERE a.prediction = :prediction AND a.attempt = :attempt;
 
 -- name: list_workers
 SELECT w.id, w.account, w.name, w.node, w.link_epoch, w.state, w.offers, w.agent, w.connected_at, w.changed_at,
+    w.quarantine, w.quarantined_at,
     (SELECT count(*) FROM attempts AS a WHERE a.holder = w.id AND a.slot_freed_at IS NULL)
 FROM workers AS w
 WHERE (:account IS NULL OR w.account = :account) AND w.id > :after ORDER BY w.id LIMIT :limit;
 
 -- name: has_other_worker
--- Whether a worker other than `worker` is connected and offers the model, in the version if one is given.
+-- Whether a healthy worker other than `worker` is connected and offers the model, in the version if one is given.
 SELECT 1 FROM workers AS w, json_each(w.offers) AS offer
-WHERE w.state = 'online' AND w.id <> :worker AND w.account IN (SELECT value FROM json_each(:catalogs))
+WHERE w.state = 'online' AND w.quarantine IS NULL AND w.id <> :worker
+    AND w.account IN (SELECT value FROM json_each(:catalogs))
     AND offer.value ->> 'owner' = :owner AND offer.value ->> 'name' = :name
     AND (:version IS NULL OR offer.value ->> 'version' = :version)
 LIMIT 1;

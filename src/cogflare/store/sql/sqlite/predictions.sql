@@ -1,13 +1,20 @@
 -- Every transition of a prediction is one compare-and-set on its phase and attempt.
 
 -- name: insert_prediction
+-- Returns no row where as many as may wait for the account or the model wait already. Entries are counted, and of a
+-- model those of its queue and of one version's: two short index scans, since both are sums over flows that wait.
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
-    webhook, webhook_events, stream_key
-) VALUES (
-    :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
-    :deadline, :input, :webhook, :webhook_events, :stream_key
-);
+    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by
+)
+SELECT :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
+    :deadline, :input, :webhook, :webhook_events, :stream_key, :client_id, :run_limit_s, :start_by
+WHERE (:max_queued IS NULL
+        OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
+    AND (:max_queued_model IS NULL
+        OR coalesce((SELECT sum(waiting) FROM flows
+            WHERE queue IN (:model_queue, :version_queue) AND waiting > 0), 0) < :max_queued_model)
+RETURNING id;
 
 -- name: insert_input_part
 INSERT INTO inputs (prediction, part, data) VALUES (:prediction, :part, :data);
@@ -36,7 +43,7 @@ FROM (
 CROSS JOIN predictions AS p ON p.phase = 'queued' AND p.id = (
     SELECT prediction FROM queue_entries
     WHERE queue = best.queue AND flow = best.flow AND not_before IS NULL
-        AND (avoid_worker IS NULL OR avoid_worker <> :worker OR avoid_until <= :now)
+        AND (avoid_worker IS NULL OR avoid_worker <> :worker OR avoid_until NOT BETWEEN :now + 1 AND :now + 60000000)
     ORDER BY priority, rank LIMIT 1)
 WHERE EXISTS (SELECT 1 FROM workers WHERE id = :worker AND link_epoch = :epoch)
 LIMIT 1
@@ -46,7 +53,7 @@ RETURNING prediction;
 UPDATE predictions SET
     phase = 'assigned', attempt = attempt + 1, version = CASE WHEN pinned THEN version ELSE :version END
 WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL)
-RETURNING id, attempt, account, version, input, created_at;
+RETURNING id, attempt, account, version, input, created_at, run_limit_s;
 
 -- name: drop_claimed_entries
 DELETE FROM queue_entries WHERE prediction = (
@@ -71,11 +78,14 @@ RETURNING id;
 
 -- name: end_prediction
 -- Ends a prediction by the server's own decision (cancel, struck out); the attempt is the fence.
--- With `renewals`, only if the lease has not moved since the caller saw it.
+-- With `renewals`, only if the lease has not moved since the caller saw it; with `unstarted`, only if it has not started.
+-- What is to be aborted and has started is canceled.
 UPDATE predictions SET
-    phase = 'ended', status = :status, completed_at = :completed_at, error = :error, output_items = :output_items,
-    log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at)
-WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended'
+    phase = 'ended', status = CASE WHEN :status = 'aborted' AND coalesce(started_at, :started_at) IS NOT NULL
+        THEN 'canceled' ELSE :status END, completed_at = :completed_at, error = :error, output_items = :output_items,
+    log_bytes = :log_bytes, metrics = :metrics, started_at = coalesce(started_at, :started_at),
+    struck_out = :struck_out
+WHERE id = :prediction AND attempt = :attempt AND phase <> 'ended' AND (NOT :unstarted OR started_at IS NULL)
     AND (:renewals IS NULL OR EXISTS (
         SELECT 1 FROM attempts WHERE prediction = :prediction AND attempt = :attempt AND renewals = :renewals))
 RETURNING id;
@@ -98,9 +108,9 @@ WHERE prediction = :prediction AND attempt = :attempt AND NOT EXISTS (
     WHERE p.id = :prediction AND p.attempt = :attempt AND p.phase IN ('assigned', 'running'));
 
 -- name: requeue_prediction
--- With `renewals`, only if the lease has not moved since the caller saw it.
+-- Back to the queue, or `parked` before that. With `renewals`, only if the lease has not moved since the caller saw it.
 UPDATE predictions SET
-    phase = 'queued', strikes = strikes + :strike, started_at = coalesce(started_at, :started_at),
+    phase = :phase, strikes = strikes + :strike, started_at = coalesce(started_at, :started_at),
     status = CASE WHEN coalesce(started_at, :started_at) IS NULL THEN 'starting' ELSE 'processing' END,
     output_items = NULL, log_bytes = 0
 WHERE id = :prediction AND attempt = :attempt AND phase IN ('assigned', 'running')
@@ -179,13 +189,20 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 -- name: get_prediction
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions WHERE id = :id;
+
+-- name: get_client_prediction
+-- By the id that the client gave.
+SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
+    completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -193,7 +210,7 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_status
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -202,7 +219,7 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_model
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND model = :model AND (:status IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -212,7 +229,7 @@ ORDER BY id DESC LIMIT :limit;
 -- The page before a cursor: the nearest newer ones, oldest first.
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
 FROM predictions
 WHERE account = :account AND (:status IS NULL OR status = :status) AND (:model IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

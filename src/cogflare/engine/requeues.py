@@ -1,0 +1,57 @@
+"""A second life for predictions that ended without success: a new prediction of the same input, made once."""
+
+import msgspec
+
+from cogflare.domain.phases import Phase, Status
+from cogflare.engine.predictions import Order, Predictions
+from cogflare.engine.views import PredictionView, load_parts
+from cogflare.store import recovery
+from cogflare.store.base import Conflict, Database, Statement
+from cogflare.store.catalog import Caller
+from cogflare.store.predictions import NewPrediction, PredictionRow
+
+
+class NotRequeued(Exception):
+    """No new prediction can be made of this one; the message says why."""
+
+
+async def requeue(
+    db: Database, predictions: Predictions, caller: Caller, prediction: str
+) -> tuple[PredictionView, bool]:
+    """Make a new prediction of one that failed or was canceled; return it, and whether it was made just now.
+
+    The old one keeps its end and leaves the list of those that struck out. Raises `NotRequeued`, and what a create
+    raises.
+    """
+    while True:
+        row = await predictions.row(caller.account, prediction)
+        if row.requeued_as is not None:
+            return await predictions.get(caller.account, row.requeued_as), False
+        _check(row)
+        order = await _order(db, row)
+
+        def mark(new: NewPrediction, old: str = row.id) -> list[Statement]:
+            return [recovery.mark_requeued(old, new.id)]
+
+        try:
+            return await predictions.create(caller, order, beside=mark), True
+        except Conflict:
+            # Somebody was faster, or its data was removed just now.
+            continue
+
+
+def _check(row: PredictionRow) -> None:
+    if row.phase != Phase.ENDED:
+        raise NotRequeued("The prediction has not ended.")
+    if row.status == Status.SUCCEEDED:
+        raise NotRequeued("The prediction has succeeded; create a new one to run it again.")
+    if row.data_removed:
+        raise NotRequeued("The input of the prediction has been removed.")
+
+
+async def _order(db: Database, row: PredictionRow) -> Order:
+    """Return what the prediction asked for."""
+    parts = await load_parts(db, [row])
+    text = row.input if row.input is not None else parts.inputs.get(row.id, "{}")
+    version = row.version if row.pinned else None
+    return Order(text.encode(), msgspec.json.decode(text), row.model, version, row.webhook, row.webhook_events)
