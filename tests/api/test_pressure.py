@@ -56,7 +56,8 @@ async def test_too_many_requests_are_refused(store: Database, tmp_path: Path, mo
     node = Node(store, tmp_path)
     await node.worker()
     monkeypatch.setattr(routing, "_MAX_REQUESTS", 1)
-    order, headers = {"input": {}}, {"Prefer": "wait=5"}
+    order: dict[str, object] = {"input": {}}
+    headers = {"Prefer": "wait=5"}
     held = asyncio.create_task(node.call("POST", CREATE, json=order, headers=headers))
     while not application(node)._requests:
         await asyncio.sleep(0)

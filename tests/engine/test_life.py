@@ -62,7 +62,7 @@ async def test_waiting_predictions_follow_each_finish(store: Database) -> None:
         done.append(work.prediction)
         await worker.finish(await worker.start(work))
     assert sorted(done) == sorted(ids)
-    page = await rig.predictions.page(Query(client.account))
+    page = (await rig.predictions.page(Query(client.account))).views
     assert [view.id for view in page] == sorted(ids, reverse=True)
     assert {view.status for view in page} == {"succeeded"}
 
@@ -157,7 +157,7 @@ async def test_an_expired_lease_is_rescued_and_a_renewed_one_is_not(store: Datab
         await asyncio.sleep(0.2)
         await worker.heartbeat()
         await rig.leases.tick()
-    rows = {row.id: row for row in await rig.predictions.page(Query(client.account))}
+    rows = {row.id: row for row in (await rig.predictions.page(Query(client.account))).views}
     assert rows[kept.id].attempt == 1
     assert (await fleet.list_attempts(store, dropped.id))[0].outcome == "lost"
 
@@ -173,7 +173,7 @@ async def test_tenants_do_not_meet(store: Database) -> None:
         await rig.predictions.cancel(eve.account, created.id)
     with pytest.raises(NotFound):
         await rig.create(eve)
-    assert await rig.predictions.page(Query(eve.account)) == []
+    assert (await rig.predictions.page(Query(eve.account))).views == []
 
 
 async def test_a_shared_worker_serves_every_account(store: Database) -> None:
@@ -215,3 +215,21 @@ async def test_a_lost_run_goes_to_another_worker_if_there_is_one(store: Database
     work = await first.next()
     assert await first.finish(await first.start(work), status="lost", error="again") == "committed"
     assert (await first.next()).attempt == 2, "nobody else is there, so it goes on here at once"
+
+
+async def test_a_page_of_large_outputs_ends_early_and_goes_on_from_there(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(store)
+    client, worker = await rig.caller("ada"), await rig.worker()
+    ids: list[str] = []
+    for _ in range(4):
+        ids.insert(0, (await rig.create(client)).id)
+        assert await worker.finish(await worker.start(await worker.next()), b'"' + b"x" * 40_000 + b'"') == "committed"
+    monkeypatch.setattr("cogflare.engine.predictions.PAGE_BYTES", 90_000)
+    first = await rig.predictions.page(Query(client.account))
+    assert ([view.id for view in first.views], first.is_cut) == (ids[:2], True)
+    second = await rig.predictions.page(Query(client.account, before=ids[1]))
+    assert ([view.id for view in second.views], second.is_cut) == (ids[2:], False)
+    back = await rig.predictions.page(Query(client.account, after=ids[3]))
+    assert ([view.id for view in back.views], back.is_cut) == (ids[1:3], True)

@@ -380,8 +380,8 @@ async def test_whatever_a_filter_matches_is_canceled_and_nothing_of_others(store
         counts.append(canceled)
     assert counts == [CANCEL_BATCH, CANCEL_BATCH, 500]
     await rig.settle()
-    assert {row.status for row in await rig.predictions.page(Query(ada.account, limit=3000))} == {"canceled"}
-    left = await rig.predictions.page(Query(eve.account))
+    assert {row.status for row in (await rig.predictions.page(Query(ada.account, limit=3000))).views} == {"canceled"}
+    left = (await rig.predictions.page(Query(eve.account))).views
     assert len(left) == 20
     assert {row.status for row in left} <= {"starting", "processing"}
     of_ada = {view.id for view in created if view.account == ada.account}

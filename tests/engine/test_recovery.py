@@ -225,7 +225,7 @@ async def test_what_was_lost_too_often_fails_and_stays_in_a_list(store: Database
     )  # fmt: skip
     failed = await rig.create(client)
     await worker.finish(await worker.start(await worker.next()), status="failed", error="a bug")
-    listed = await rig.predictions.page(Query(client.account, struck_out=True))
+    listed = (await rig.predictions.page(Query(client.account, struck_out=True))).views
     assert [view.id for view in listed] == [lost]
     assert failed.id not in {view.id for view in listed}
 
@@ -239,7 +239,9 @@ async def test_an_interrupted_text_is_struck_out(store: Database) -> None:
     await worker.pump()
     await worker.finish(key, status="lost", items=1)
     assert (await rig.predictions.get(client.account, created.id)).error == INTERRUPTED
-    assert [view.id for view in await rig.predictions.page(Query(client.account, struck_out=True))] == [created.id]
+    assert [view.id for view in (await rig.predictions.page(Query(client.account, struck_out=True))).views] == [
+        created.id
+    ]
 
 
 async def test_a_second_life(store: Database) -> None:
@@ -250,7 +252,7 @@ async def test_a_second_life(store: Database) -> None:
     made, is_new = await requeue(store, rig.predictions, client, lost)
     assert (is_new, made.status, made.id != lost, made.input) == (True, "starting", True, before.input)
     assert await rig.predictions.get(client.account, lost) == before, "an end is never left"
-    assert await rig.predictions.page(Query(client.account, struck_out=True)) == []
+    assert (await rig.predictions.page(Query(client.account, struck_out=True))).views == []
     work = await worker.next()
     assert (work.prediction, work.attempt) == (made.id, 1)
     await worker.finish(await worker.start(work))
@@ -267,7 +269,7 @@ async def test_two_who_requeue_at_once_get_the_same(store: Database) -> None:
     )
     assert len({view.id for view, _ in made}) == 1
     assert [is_new for _, is_new in made].count(True) == 1
-    assert len(await rig.predictions.page(Query(client.account))) == 2
+    assert len((await rig.predictions.page(Query(client.account))).views) == 2
 
 
 async def test_what_has_no_second_life(store: Database) -> None:
@@ -309,4 +311,4 @@ async def test_an_input_that_the_model_takes_no_longer(store: Database) -> None:
     await changed.connect()
     with pytest.raises(InvalidInput):
         await requeue(store, rig.predictions, client, lost)
-    assert [view.id for view in await rig.predictions.page(Query(client.account, struck_out=True))] == [lost]
+    assert [view.id for view in (await rig.predictions.page(Query(client.account, struck_out=True))).views] == [lost]

@@ -36,7 +36,7 @@ async def open_rig(db: Database, **options: int) -> tuple[Rig, MovedClock, Calle
 
 
 async def count(rig: Rig, caller: Caller) -> int:
-    return len(await rig.predictions.page(Query(caller.account)))
+    return len((await rig.predictions.page(Query(caller.account))).views)
 
 
 def ids(answers: list[Answer]) -> Counter[str]:

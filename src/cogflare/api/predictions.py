@@ -160,11 +160,12 @@ class Handlers:
         params = request.query_params
         cursor = wire.parse_cursor(params.get("cursor"))
         query = _query(caller_of(request).account, params, cursor)
-        views = await self._api.predictions.page(query)
+        page = await self._api.predictions.page(query)
+        views = page.views
         links = links_of(request, self._api)
         backwards = cursor is not None and cursor.backwards
-        more = len(views) > PAGE
-        if more:
+        more = page.is_cut or len(views) > PAGE
+        if len(views) > PAGE:
             views = views[1:] if backwards else views[:PAGE]
         kept = {name: value for name, value in params.items() if name != "cursor"}
         following = previous = None

@@ -36,6 +36,8 @@ _LOOK_AGAIN_S = 5.0
 _DIED = "the model's process ended"
 _CANCEL = endings.Stop(Status.CANCELED, Outcome.CANCELED)
 
+PAGE_BYTES = 16 << 20  # of inputs, outputs and logs together
+
 Beside = Callable[[NewPrediction], Sequence[Statement]]
 """What else belongs into the unit that writes a prediction."""
 
@@ -53,6 +55,13 @@ class Order(msgspec.Struct, frozen=True):
     webhook: str | None = None
     webhook_events: str | None = None
     cancel_after: int | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some predictions, newest first; `is_cut` where fewer are shown than were asked for, because they are large."""
+
+    views: list[PredictionView]
+    is_cut: bool
 
 
 class Predictions:
@@ -147,18 +156,27 @@ class Predictions:
             return await self.get(account, live.prediction)
         return view_live(live.base, live)
 
-    async def page(self, query: Query) -> list[PredictionView]:
-        """Return a page of predictions, newest first."""
+    async def page(self, query: Query) -> Page:
+        """Return a page of predictions, newest first; it ends early where it would be larger than `PAGE_BYTES`."""
         rows = await store.list_page(self._db, query)
-        parts = await load_parts(self._db, rows)
-        views = [view(row, parts) for row in rows]
-        lives = [self.lives.get(shown.id) for shown in views]
-        return [
-            view_live(shown, live)
-            if live is not None and not shown.is_ended and live.attempt == shown.attempt
-            else shown
-            for shown, live in zip(views, lives, strict=True)
-        ]
+        # The nearest to the cursor come first: those are the ones that a page that is cut off keeps.
+        order = list(reversed(rows)) if query.is_upwards else rows
+        shown: list[PredictionView] = []
+        size = 0
+        for row in order:
+            found = self._overlaid(view(row, await load_parts(self._db, [row])))
+            size += found.size
+            if shown and size > PAGE_BYTES:
+                break
+            shown.append(found)
+        views = list(reversed(shown)) if query.is_upwards else shown
+        return Page(views, len(views) < len(rows))
+
+    def _overlaid(self, shown: PredictionView) -> PredictionView:
+        live = self.lives.get(shown.id)
+        if live is None or shown.is_ended or live.attempt != shown.attempt:
+            return shown
+        return view_live(shown, live)
 
     async def cancel(self, account: str, prediction: str) -> PredictionView:
         """Cancel a prediction and return it; one that has ended stays as it is. Raises `NotFound`."""

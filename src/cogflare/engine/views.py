@@ -43,6 +43,11 @@ class PredictionView(msgspec.Struct, frozen=True):
         return self.client_id or self.id
 
     @property
+    def size(self) -> int:
+        """Bytes of what may be large: input, output and log."""
+        return len(memoryview(self.input)) + len(self.output or b"") + len(self.logs)
+
+    @property
     def is_ended(self) -> bool:
         """Whether the status is terminal."""
         return self.status not in (Status.STARTING, Status.PROCESSING)

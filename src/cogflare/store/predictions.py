@@ -165,6 +165,11 @@ class Query(msgspec.Struct, frozen=True):
     limit: int = 100
     struck_out: bool = False
 
+    @property
+    def is_upwards(self) -> bool:
+        """Whether the page is the one before a cursor."""
+        return self.before is None and self.after is not None
+
 
 _json = msgspec.json.Encoder()
 
@@ -407,7 +412,7 @@ async def list_page(db: Database, query: Query) -> list[PredictionRow]:
     }
     # An id begins with the time of its creation, so bounds in time are bounds of the index too.
     after = max(query.after or "", lowest_id(query.created_from))
-    if query.before is None and query.after is not None:
+    if query.is_upwards:
         upwards = "list_struck_out_upwards" if query.struck_out else "list_predictions_upwards"
         rows = await db.read(upwards, **bounds, **filters, after=after, limit=query.limit)
         return [_row(row) for row in reversed(rows)]
