@@ -251,7 +251,8 @@ def _files(cases: Cases) -> Finding:
             if file.state is None:
                 finding.blame(case.prediction, [f"its file {file.file} is unknown"])
             elif file.state != "bound" or not file.is_there:
-                finding.blame(case.prediction, [f"its file {file.file} is {file.state}, and not there"])
+                where = "there" if file.is_there else "not there"
+                finding.blame(case.prediction, [f"its file {file.file} is {file.state}, and {where}"])
             elif not file.sha256_matches and file.says in (None, case.stored and case.stored.attempt):
                 finding.blame(case.prediction, [f"its file {file.file} ({file.size} bytes) is not what was written"])
     return finding
