@@ -483,6 +483,24 @@ async def test_what_an_earlier_process_gave_to_the_model_goes_on(tmp_path: Path)
         assert names(tmp_path) == []
 
 
+async def test_of_two_attempts_that_were_left_the_model_has_the_earlier(tmp_path: Path) -> None:
+    """The later was waiting for it. Stopping the one, which the server does not want, must not stop the other."""
+    began = time.time_ns() // 1000
+    async with fake_server() as server:
+        server.attempts["p", 1] = Known(wanted=False)
+        server.attempts["p", 2] = Known()
+        left = [HeldRun("p", 1, 0, began), HeldRun("p", 2, 0, began)]
+        worker = Worker(server.address, tmp_path, ScriptedRunner(), left=left)
+        worker.inputs.restored = Raw(b'{"hold":1}')
+        await server.until(lambda: server.hellos)
+        assert server.hellos[0].held == [Held("p", 1)]
+        await until(lambda: worker.runner.canceled == ["p"] and not worker.end.busy())
+        assert worker.runner.started == [("p", 1)]
+        assert server.attempts["p", 2].finish is None
+        worker.agent.stop()
+        await worker.code()
+
+
 async def test_an_error_about_a_file_that_nobody_served_is_no_failure_of_the_model(tmp_path: Path) -> None:
     left = [HeldRun("p", 1, 0, time.time_ns() // 1000, ["http://127.0.0.1:9/key/a.png"])]
     async with fake_server() as server:
@@ -509,6 +527,28 @@ async def test_a_run_is_in_the_ledger_as_long_as_it_runs(tmp_path: Path) -> None
         worker.agent.stop()
         await worker.code()
         assert names(tmp_path) == []
+
+
+async def test_a_run_begins_once_its_files_are_here(tmp_path: Path) -> None:
+    """The next worker takes this for its start, and the run limit counts from there."""
+    async with fake_server() as server:
+        worker = Worker(server.address, tmp_path, ScriptedRunner(), left=[])
+        await server.until(lambda: server.hellos and server.end.free(0))
+        fetched: list[int] = []
+
+        async def fetch(given: Raw) -> Fetched:
+            await asyncio.sleep(0.05)
+            fetched.append(time.time_ns() // 1000)
+            return Fetched(given, ["http://127.0.0.1:9/x/a"], tmp_path / "inputs")
+
+        worker.inputs.fetch = fetch  # type: ignore[method-assign]
+        await server.assign("p", {"hold": 1})
+        await until(lambda: worker.runner.started)
+        assert worker.ledger is not None
+        [held] = worker.ledger.read() or []
+        assert (held.urls, held.began >= fetched[0]) == (["http://127.0.0.1:9/x/a"], True)
+        worker.agent.stop()
+        await worker.code()
 
 
 async def test_a_finish_that_is_answered_at_once_never_touches_the_disk(tmp_path: Path) -> None:

@@ -112,6 +112,23 @@ async def test_a_full_disk_is_said_once_and_leaves_no_half_truth(tmp_path: Path)
     assert names(tmp_path) == []
 
 
+async def test_a_ledger_that_cannot_take_its_place_is_let_go(tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").mkdir()
+    (tmp_path / "held.jsonl" / "x").touch()
+    ledger, said = _ledger(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    ledger.open([_held("p")])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(said) == 1
+
+
+async def test_it_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """The URLs of input files are in it."""
+    ledger, _ = _ledger(tmp_path)
+    ledger.open([])
+    assert (tmp_path / "held.jsonl").stat().st_mode & 0o777 == 0o600
+
+
 async def test_a_state_folder_that_is_gone_does_not_stop_the_worker(tmp_path: Path) -> None:
     ledger, said = _ledger(tmp_path / "missing")
     ledger.open([])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -110,6 +111,18 @@ async def test_a_crashed_model_is_whole_after_a_restart(folder_rig: Rigger) -> N
     await asyncio.wait_for(model.runner.wait_broken(), 5)
     await model.runner.restart()
     assert finished(await model.events({"crash": False}, id="p2")).output == "alive"
+
+
+async def test_a_server_that_finds_no_place_on_the_disk_may_start_later(
+    folder_rig: Rigger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await folder_rig("noop")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(SetupFailed, match=r"cannot be started: .*gone"):
+            await model.runner.restart()
+    await model.runner.restart()
+    assert finished(await model.events({"text": "again"})).output == "again"
 
 
 async def test_a_killed_server_loses_its_run(folder_rig: Rigger) -> None:

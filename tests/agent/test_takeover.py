@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from cogflare.agent.runners.base import Event, Finished, Job, Log, Offer, Output
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.handover import Takeover
-from cogflare.agent.runners.process import Mark
+from cogflare.agent.runners.process import Mark, ServerProcess
 from support.runners import MODELS, MemorySink, family, finished
 
 pytestmark = [
@@ -84,7 +85,7 @@ class Estate:
 
     async def come(self, model: Path, held: frozenset[str] | None = frozenset({"p1-1"}), **options: Any) -> Offer:
         """Set up the next agent's runner; `held` is what it knows of the runs."""
-        takeover = Takeover(self.state, held, 30)
+        takeover = Takeover(self.state, held, options.pop("keep_s", 30), lambda: self.log.append("forgotten"))
         if url := options.pop("url", None):
             self.runner: Runner = CogHttpRunner("acme", "model", url, self.sink, takeover=takeover)
         else:
@@ -162,6 +163,20 @@ async def test_a_resumed_run_can_be_canceled(estate: Estate) -> None:
     assert finished(seen).status == "canceled"
 
 
+async def test_a_resumed_run_that_ignores_its_cancel_ends_with_its_model(estate: Estate) -> None:
+    await estate.leave(MODELS / "sleeper", {"seconds": 60, "stubborn": True})
+    await estate.come(MODELS / "sleeper")
+    seen: list[Event] = []
+    async for event in estate.resuming():
+        seen.append(event)
+        if isinstance(event, Log) and "not getting up" in event.text:
+            await estate.runner.restart()
+        elif isinstance(event, Log):
+            await estate.runner.cancel("p1")
+    assert finished(seen).status == "canceled"
+    await estate.gone()
+
+
 async def test_a_run_that_the_model_was_never_given_is_lost(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cogflare.agent.runners.following._GONE_S", 0.5)
     monkeypatch.setattr("cogflare.agent.runners.driver._WATCH_S", 0.1)
@@ -185,6 +200,31 @@ async def test_a_model_that_broke_after_it_was_taken_over_is_started_anew(estate
     assert finished(events).output == "rested"
 
 
+async def test_the_end_of_a_model_is_noticed_without_a_process_handle(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old kernels and some sandboxes have none."""
+
+    def pidfd_open(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    assert (await estate.come(MODELS / "sleeper")).is_taken_over
+    os.kill(estate.left[2], signal.SIGKILL)
+    with pytest.raises(RunLost, match="the model's server ended"):
+        await estate.resume()
+    await estate.runner.close()
+    await estate.gone()
+
+
+async def test_an_agent_whose_model_shall_not_outlive_it_takes_none_over(estate: Estate) -> None:
+    """The minder of a model has the bound that the first agent gave it."""
+    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    assert not (await estate.come(MODELS / "sleeper", keep_s=0)).is_taken_over
+    await estate.gone()
+
+
 @pytest.mark.parametrize("held", [frozenset(), None], ids=["runs something else", "nothing is known"])
 async def test_a_model_that_cannot_be_trusted_is_ended(estate: Estate, held: frozenset[str] | None) -> None:
     await estate.leave(MODELS / "sleeper", {"seconds": 60})
@@ -202,6 +242,21 @@ async def test_a_changed_model_is_set_up_anew(estate: Estate, tmp_path: Path) ->
     (model / "predict.py").write_text((model / "predict.py").read_text() + "# changed\n")
     assert not (await estate.come(model)).is_taken_over
     await estate.gone()
+
+
+async def test_what_a_model_makes_in_its_folder_does_not_make_another_model(estate: Estate, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODELS / "sleeper", model)
+    before = await estate.come(model, None)
+    await estate.runner.close()
+    await estate.leave(model, {"seconds": 60})
+    (model / "weights").mkdir()
+    (model / "weights" / "loaded.bin").write_text("weights")
+    offer = await estate.come(model)
+    assert offer.is_taken_over
+    assert offer.version == before.version
+    await estate.runner.close()
+    assert (await estate.come(model, None)).version != before.version
 
 
 async def test_without_its_receiver_a_model_is_not_taken_over(estate: Estate) -> None:
@@ -271,6 +326,20 @@ async def test_a_process_is_known_by_its_birth() -> None:
     assert Mark.of(process.pid) is None
 
 
+async def test_whoever_has_the_number_of_a_dead_server_is_left_alone(tmp_path: Path) -> None:
+    server = await ServerProcess.start(
+        Path(sys.executable), ["-c", ""], folder=tmp_path, environ=os.environ, scratch=tmp_path
+    )
+    await server.ended()
+    other = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    assert server.mark is not None
+    server.pid, server.mark = other.pid, Mark(other.pid, server.mark.birth)
+    await server.stop(0)
+    assert Mark.of(other.pid) is not None
+    other.kill()
+    assert await other.wait() == -signal.SIGKILL
+
+
 # --- servers that somebody else runs ---------------------------------------------------------------------------------
 
 
@@ -302,6 +371,7 @@ async def test_a_run_that_cannot_be_resumed_in_a_strangers_server_is_canceled(es
         port = json.loads((estate.state / "server.json").read_text())["receiver_port"]
         with socket.create_server(("127.0.0.1", port)):
             assert not (await estate.come(MODELS, url=url)).is_taken_over
+        assert "forgotten" in estate.log
         async with asyncio.timeout(10):
             events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"seconds": 0}))]
         assert isinstance(events[-1], Finished)

@@ -101,3 +101,11 @@ def test_what_waits_is_forgotten_with_the_link() -> None:
     assert end.is_full
     end.disconnected()
     assert not end.is_full
+
+
+def test_what_a_resumed_run_said_before_the_first_welcome_is_kept_for_a_server_with_larger_limits() -> None:
+    end = AgentEnd("w", "i", "n", [Offer("me", "m", "a" * 64, 1)], {})
+    end.resume(KEY, 0)
+    end.log(KEY, "x" * (2 * MAX_LOG))
+    again = welcome(end, Resume(*KEY, wanted=True), max_log_bytes=4 * MAX_LOG)
+    assert sum(len(message.text) for message in again if isinstance(message, Log)) == 2 * MAX_LOG

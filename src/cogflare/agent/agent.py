@@ -217,8 +217,8 @@ class Agent:
     def _fetched(self, run: Run, assign: Assign) -> None:
         fetched = run.fetched
         if self._ledger is not None and fetched is not None:
-            age = round((self._clock.monotonic() - run.began) * 1e6)
-            began = self._clock.wall() - age
+            # It begins now: its start counts, and the model has known nothing of it while files were fetched.
+            began = self._clock.wall()
             self._ledger.hold(HeldRun(*run.key, assign.offer, began, fetched.urls, str(fetched.folder or "")))
 
     def _ended(self, run: Run, finish: Finish) -> None:
@@ -332,7 +332,11 @@ class Agent:
         if entries:
             text = f"{counted(len(entries), 'finished prediction')} of an earlier run to deliver"
             self._console.say("adopted", text)
-        left = [held for held in self._left if held.key not in self._end.kept]
+        left: list[HeldRun] = []
+        for held in self._left:
+            # A later attempt at a prediction was waiting for the earlier: the model has never had it.
+            if held.key not in self._end.kept and all(held.prediction != other.prediction for other in left):
+                left.append(held)
         self._inputs.sweep({held.folder for held in left})
         if self._ledger is not None:
             self._ledger.open(left)

@@ -105,8 +105,7 @@ class Ledger:
             return
         text = b"\n".join(lines) + b"\n"
         try:
-            if os.write(self._file, text) < len(text):
-                raise OSError("the disk is full")
+            _write(self._file, text)
         except OSError as error:
             self._give_up(error)
         self._size += len(text)
@@ -115,9 +114,14 @@ class Ledger:
         text = b"".join(_encoder.encode(held) + b"\n" for held in self._held.values())
         draft = self._path.with_suffix(".new")
         try:
-            draft.write_bytes(text)
-            file = os.open(draft, os.O_WRONLY | os.O_APPEND)
-            draft.replace(self._path)
+            # The URLs of input files are secrets.
+            file = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                _write(file, text)
+                draft.replace(self._path)
+            except OSError:
+                os.close(file)
+                raise
         except OSError as error:
             self._give_up(error)
             return
@@ -135,6 +139,11 @@ class Ledger:
             self._file = None
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def _write(file: int, text: bytes) -> None:
+    if os.write(file, text) < len(text):
+        raise OSError("the disk is full")
 
 
 _decoder: msgspec.json.Decoder[HeldRun | AttemptKey] = msgspec.json.Decoder(HeldRun | AttemptKey)

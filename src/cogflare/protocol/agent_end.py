@@ -18,8 +18,6 @@ from msgspec import Raw
 from cogflare.protocol.codec import Decoder, ProtocolError, frames, server_frames
 from cogflare.protocol.messages import (
     MAX_ITEMS,
-    MAX_LOG,
-    MAX_OUTPUT,
     MAX_REASON,
     PING,
     PONG,
@@ -52,6 +50,7 @@ from cogflare.protocol.messages import (
 _decoder: Decoder[ServerMessage] = server_frames()
 _MAX_UNSENT = 1_000_000  # bytes
 _HEAD = 100  # bytes of a message around its data
+_UNTOLD = 256 << 20  # bytes of a log or an output, while no server has told its limits
 _PIECE = 150_000  # bytes of output items or log in one message; log text may grow sixfold as JSON and must fit a frame
 
 
@@ -89,7 +88,7 @@ class AgentEnd:
         self._unsent = 0
         self._health: Health | None = None
         self._is_health_told = False
-        self._max_log, self._max_output = MAX_LOG, MAX_OUTPUT
+        self._max_log = self._max_output = _UNTOLD
 
     # --- the link ------------------------------------------------------------------------------------------------
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RunLost, SetupFailed, UploadSink
 from cogflare.agent.runners.coghttp import version_of
 from cogflare.agent.runners.cogserver import CogServer, Health
-from cogflare.agent.runners.cogyaml import CogConfig, digest_of, read_config, read_schema
+from cogflare.agent.runners.cogyaml import CogConfig, digest_of, read_config, read_schema, source_files
 from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
 from cogflare.agent.runners.environment import ensure, scrubbed
 from cogflare.agent.runners.handover import Handover, Server, Takeover, fingerprint
 from cogflare.agent.runners.outputs import OutputShape
-from cogflare.agent.runners.process import Mark, ServerProcess, free_port, sweep
+from cogflare.agent.runners.process import ServerProcess, free_port, sweep
 from cogflare.agent.runners.receiver import Receiver
 
 _REACH_S, _REACH_AGAIN_S = 60.0, 10.0
@@ -69,33 +69,42 @@ class CogFolderRunner:
             for asked in config.unmet:
                 log(f"cog.yaml asks for {asked}, which this machine has to bring\n")
             bin_dir = await ensure(self._cache_dir, self._folder, config.wishes(self._cog_version), log)
-            digest = await asyncio.to_thread(digest_of, self._folder)
             schema = read_schema(self._folder)
-            self._launch = _Launch(config, bin_dir, OutputShape(schema), log, digest)
-            is_taken_over = await self._take_over(self._launch)
+            # Files that a model makes in its folder do not make another model of it.
+            files = self._left.files if self._left else []
+            launch = _Launch(config, bin_dir, OutputShape(schema), log, *await self._content(files))
+            is_taken_over = await self._take_over(launch)
             if not is_taken_over:
                 await self._sweep_left()
                 if self._takeover:
                     self._takeover.forget()
+                if files:
+                    launch = _Launch(config, bin_dir, OutputShape(schema), log, *await self._content([]))
                 await self._receiver.start()
-                await self._start(self._launch)
+                await self._start(launch)
+            self._launch = launch
         except BaseException:
             await self.close()
             raise
         return Offer(
             owner=self._owner,
             name=self._name,
-            version=version_of(digest, schema),
+            version=version_of(launch.digest, schema),
             schema=schema,
             cog_version=self._cog_version,
             slots=config.slots,
             is_taken_over=is_taken_over,
         )
 
+    async def _content(self, files: list[str]) -> tuple[list[str], str]:
+        """The names of these files of the folder, or of all, and a digest of them."""
+        files = files or await asyncio.to_thread(source_files, self._folder)
+        return files, await asyncio.to_thread(digest_of, self._folder, files)
+
     async def _take_over(self, launch: _Launch) -> bool:
         """Go on with the server that an earlier agent has left, if it is ours, well, and runs nothing unknown."""
         left, takeover = self._left, self._takeover
-        if left is None or left.server is None or takeover is None or takeover.held is None:
+        if left is None or left.server is None or takeover is None or takeover.held is None or not takeover.keep_s:
             return False
         if left.content != launch.content() or (takeover.held and not launch.can_resume()):
             return False
@@ -130,9 +139,17 @@ class CogFolderRunner:
 
     async def _start(self, launch: _Launch) -> None:
         """Start the server and wait until it is ready; raises `SetupFailed`."""
-        port, scratch = free_port(), Path(tempfile.mkdtemp(prefix="cogflare-model-"))
         try:
-            self._process = process = await ServerProcess.start(
+            port, scratch = free_port(), Path(tempfile.mkdtemp(prefix="cogflare-model-"))
+            process = await self._spawn(launch, port, scratch)
+        except OSError as error:  # no disk space, no processes left: both pass
+            raise SetupFailed(f"the model's server cannot be started: {error}") from error
+        self._hand_over(process, port, launch)
+        await self._attach(process, port, launch, _REACH_S)
+
+    async def _spawn(self, launch: _Launch, port: int, scratch: Path) -> ServerProcess:
+        try:
+            self._process = await ServerProcess.start(
                 launch.bin_dir / "python",
                 ["-m", "cog.server.http", *launch.arguments(self._receiver)],
                 folder=self._folder,
@@ -143,16 +160,15 @@ class CogFolderRunner:
         except BaseException:
             _discard(scratch)
             raise
-        self._hand_over(process, port, launch)
-        await self._attach(process, port, launch, _REACH_S)
+        return self._process
 
     def _hand_over(self, process: ServerProcess, port: int, launch: _Launch) -> None:
         """Write down how the next agent can take the server over, or has to end it."""
-        mark = Mark.of(process.pid)
-        if self._takeover is None or mark is None:
+        if self._takeover is None or process.mark is None:
             return
-        server = Server(mark, port, str(process.scratch))
-        self._takeover.leave(Handover(launch.content(), *self._receiver.address, server=server), launch.log)
+        server = Server(process.mark, port, str(process.scratch))
+        left = Handover(launch.content(), *self._receiver.address, server=server, files=launch.files)
+        self._takeover.leave(left, launch.log)
 
     async def _attach(self, process: ServerProcess, port: int, launch: _Launch, reach_s: float) -> Health:
         """Wait until the server is ready, then drive it; raises `SetupFailed`."""
@@ -238,12 +254,15 @@ class CogFolderRunner:
 class _Launch:
     """What each start of the server needs."""
 
-    def __init__(self, config: CogConfig, bin_dir: Path, shape: OutputShape, log: LogSink, digest: str) -> None:
-        self.config, self.bin_dir, self.shape, self.log, self._digest = config, bin_dir, shape, log, digest
+    def __init__(
+        self, config: CogConfig, bin_dir: Path, shape: OutputShape, log: LogSink, files: list[str], digest: str
+    ) -> None:
+        self.config, self.bin_dir, self.shape, self.log = config, bin_dir, shape, log
+        self.files, self.digest = files, digest
 
     def content(self) -> str:
         """What is the same for two servers when one can go on in place of the other."""
-        return fingerprint(self._digest, self.shape.document, str(self.bin_dir), environ=self.environ(0))
+        return fingerprint(self.digest, self.shape.document, str(self.bin_dir), environ=self.environ(0))
 
     def can_resume(self) -> bool:
         """Whether it can be found out what has become of a run: Cog tells of runs where there is a schema."""

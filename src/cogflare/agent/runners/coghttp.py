@@ -59,6 +59,8 @@ class CogHttpRunner:
             shape = OutputShape(schema)
             is_taken_over = await self._take_over(server, shape, health, log)
             if not is_taken_over:
+                if self._takeover:
+                    self._takeover.forget()
                 await self._receiver.start()
         except BaseException:
             await server.close()

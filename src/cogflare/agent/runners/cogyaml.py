@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,20 @@ def read_schema(folder: Path) -> dict[str, Any] | None:
         raise SetupFailed(f"{_SCHEMA_PATH} is not JSON: {error}") from error
 
 
-def digest_of(folder: Path) -> str:
-    """A digest of names and content of the folder's files, caches and what begins with a dot left out."""
+def source_files(folder: Path) -> list[str]:
+    """The names of the folder's files, caches and what begins with a dot left out."""
+    return [path.relative_to(folder).as_posix() for path in sorted(_source_files(folder))]
+
+
+def digest_of(folder: Path, files: Iterable[str]) -> str:
+    """A digest of names and content of these files of the folder, without those that are gone."""
     digest = hashlib.sha256()
-    for path in sorted(_source_files(folder)):
-        name = path.relative_to(folder).as_posix().encode()
-        digest.update(len(name).to_bytes(4, "big") + name + path.stat().st_size.to_bytes(8, "big"))
-        with path.open("rb") as file:
+    for name in files:
+        path, told = folder / name, name.encode()
+        # A model that an earlier agent left may be at work in the folder.
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(len(told).to_bytes(4, "big") + told + size.to_bytes(8, "big"))
             while block := file.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()

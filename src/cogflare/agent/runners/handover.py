@@ -38,6 +38,7 @@ class Server(msgspec.Struct, frozen=True):
 class Handover(msgspec.Struct, frozen=True):
     """The model as it was left. ``content`` tells one model, environment and command from another.
 
+    ``files`` are the names of the files that the model was made of when it was started, for a server of our own.
     ``boot`` tells one life of a server that somebody else runs from the next.
     """
 
@@ -46,6 +47,7 @@ class Handover(msgspec.Struct, frozen=True):
     receiver_secret: str
     boot: str | None = None
     server: Server | None = None
+    files: list[str] = []
 
 
 class Takeover:

@@ -19,7 +19,7 @@ import msgspec
 
 from cogflare.agent.runners import minder
 
-_GONE_S = 2.0
+_GONE_S, _LOOK_S = 2.0, 0.5
 _TAIL_BYTES = 8192
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -44,8 +44,10 @@ class Mark(msgspec.Struct, frozen=True):
 class ServerProcess:
     """A program under a minder, in a session of its own. Its output and the minder's cord are files in `scratch`."""
 
-    def __init__(self, pid: int, scratch: Path, cord: int, process: asyncio.subprocess.Process | None) -> None:
-        self.pid, self.scratch = pid, scratch
+    def __init__(
+        self, pid: int, mark: Mark | None, scratch: Path, cord: int, process: asyncio.subprocess.Process | None
+    ) -> None:
+        self.pid, self.mark, self.scratch = pid, mark, scratch
         self._output = scratch / "server.log"
         self._cord = cord
         self._process = process
@@ -68,20 +70,21 @@ class ServerProcess:
         cord.unlink(missing_ok=True)
         os.mkfifo(cord, 0o600)
         reader = os.open(cord, os.O_RDONLY | os.O_NONBLOCK)
-        writer = os.open(cord, os.O_WRONLY | os.O_NONBLOCK)
         try:
-            with (scratch / "server.log").open("wb") as sink:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-I", "-S", minder.__file__, str(keep_s), python, *arguments,
-                    cwd=folder, env=dict(environ), start_new_session=True,
-                    stdin=reader, stdout=sink, stderr=asyncio.subprocess.STDOUT,
-                )  # fmt: skip
-        except BaseException:
-            os.close(writer)
-            raise
+            writer = os.open(cord, os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                with (scratch / "server.log").open("wb") as sink:
+                    process = await asyncio.create_subprocess_exec(
+                        sys.executable, "-I", "-S", minder.__file__, str(keep_s), python, *arguments,
+                        cwd=folder, env=dict(environ), start_new_session=True,
+                        stdin=reader, stdout=sink, stderr=asyncio.subprocess.STDOUT,
+                    )  # fmt: skip
+            except BaseException:
+                os.close(writer)
+                raise
         finally:
             os.close(reader)
-        return cls(process.pid, scratch, writer, process)
+        return cls(process.pid, Mark.of(process.pid), scratch, writer, process)
 
     @classmethod
     def adopt(cls, mark: Mark, scratch: Path) -> ServerProcess | None:
@@ -94,7 +97,7 @@ class ServerProcess:
         if Mark.of(mark.pid) != mark or not _is_living(mark.pid):
             os.close(cord)
             return None
-        process = cls(mark.pid, scratch, cord, None)
+        process = cls(mark.pid, mark, scratch, cord, None)
         with suppress(OSError):
             process._read = process._output.stat().st_size
         return process
@@ -125,12 +128,16 @@ class ServerProcess:
     async def stop(self, grace_s: float) -> None:
         """End the whole group: ask, and after ``grace_s`` seconds kill. Returns once none of it is left."""
         ended = asyncio.ensure_future(self._ended())
-        if grace_s > 0 and not ended.done():
-            _signal(self.pid, signal.SIGTERM)
-            await asyncio.wait({ended}, timeout=grace_s)
-        _signal(self.pid, signal.SIGKILL)
-        await ended
-        await _gone(self.pid)
+        await asyncio.wait({ended}, timeout=0)
+        if ended.done() and self.mark is not None:
+            await sweep(self.mark)  # its number may be another's by now
+        else:
+            if grace_s > 0 and not ended.done():
+                _signal(self.pid, signal.SIGTERM)
+                await asyncio.wait({ended}, timeout=grace_s)
+            _signal(self.pid, signal.SIGKILL)
+            await ended
+            await _gone(self.pid)
         if self._cord >= 0:
             os.close(self._cord)
             self._cord = -1
@@ -173,6 +180,10 @@ async def _end_of(pid: int) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
+        return
+    except OSError:  # an old kernel, a sandbox that forbids it, no file left to open
+        while _is_living(pid):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
         return
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(handle, ended.set)
