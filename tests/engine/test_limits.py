@@ -4,14 +4,14 @@ import asyncio
 import time
 
 import pytest
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from cogflare.domain.errors import QueueFull
 from cogflare.engine.backoff import Backoff
 from cogflare.engine.catalog import Bounds
 from cogflare.engine.predictions import CANCEL_BATCH, Order
 from cogflare.engine.views import PredictionView
-from cogflare.protocol.messages import Offer
+from cogflare.protocol.messages import Finish, Offer
 from cogflare.store import fleet
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller
@@ -258,6 +258,26 @@ async def test_a_run_counts_from_its_start_over_every_link(store: Database) -> N
     assert stage.worker.canceled == {key}
 
 
+async def test_a_run_that_ended_in_time_while_its_link_was_down(store: Database) -> None:
+    stage = await Stage.open(store, run_limit_s=30.0)
+    created = await stage.create()
+    key = await stage.begin()
+    await stage.worker.disconnect()
+    stage.clock.ahead_s += 20
+    stage.worker.end.output(key, [Raw(b'"%b"' % (b"y" * 400_000))] * 6)
+    stage.worker.end.finish(Finish(*key, "succeeded", items=6, slot_free=True), stage.clock.monotonic())
+    stage.clock.ahead_s += 20
+    link = stage.worker.link = stage.rig.fleet.open(stage.worker.caller, stage.worker)
+    for frame in stage.worker.end.connected():
+        await link.receive(frame)
+    frames = stage.worker.end.take_frames()
+    assert len(frames) > 1, "the finish comes after what it took the link a while to send"
+    for frame in frames:
+        await link.receive(frame)
+        await stage.later(0)
+    assert (await stage.get(created)).status == "succeeded"
+
+
 async def test_the_limit_of_a_model_is_its_own(store: Database) -> None:
     stage = await Stage.open(store, run_limit_s=30.0, slots=2)
     await stage.rig.catalog.change(stage.client, "ada", "noop", {"run_limit_s": 0})
@@ -313,6 +333,31 @@ async def test_a_start_that_is_just_being_committed_is_in_time(store: Database) 
     await stage.rig.checkpoints.tick()
     assert not await behind.limits._reached((created.id, "start"))
     assert (await stage.get(created)).status == "processing"
+
+
+async def test_whether_it_has_started_is_for_its_worker_to_say(store: Database) -> None:
+    stage = await Stage.open(store, start_limit_s=30.0)
+    created, lost = await stage.create(), await stage.create()
+    work = await stage.worker.next()
+    dead = await stage.rig.worker()
+    await dead.next()
+    # The node dies before it hears of the start.
+    stage.worker.link = None
+    stage.worker.end.disconnected()
+    key = (work.prediction, work.attempt)
+    stage.worker.end.started(key, stage.clock.monotonic(), stage.clock.monotonic())
+    stage.clock.ahead_s += 40
+    stage.rig = Rig(store, clock=stage.clock)
+    await stage.later(0)
+    assert [(await stage.get(one)).status for one in (created, lost)] == ["starting", "starting"]
+    # What nobody comes back with is queued again, and then it is late.
+    await stage.rig.losses.rescue((lost.id, 1), "silent", slot_free=True)
+    await stage.later(0)
+    assert (await stage.get(lost)).error == "Prediction did not start within 30 s (code: E6716)"
+    await stage.worker.connect(stage.rig)
+    await stage.later(0)
+    assert await stage.worker.finish(key) == "committed"
+    assert (await stage.get(created)).status == "succeeded"
 
 
 # --- full queues ------------------------------------------------------------------------------------------------------

@@ -356,6 +356,44 @@ async def test_a_server_that_was_stopped_for_a_while_rescues_nobody(store: Datab
     assert [row.outcome for row in await fleet.list_attempts(store, created.id)] == [None]
 
 
+# --- a node that has not heard that its worker is elsewhere ---------------------------------------------------------
+
+
+async def moved(store: Database, first_half: int) -> tuple[Rig, Rig, RigWorker, tuple[str, int]]:
+    """Return two nodes and a worker that has gone to the second; the first has four items, the second some of them."""
+    first, second = Rig(store, "first"), Rig(store, "second")
+    worker = await first.worker()
+    await first.create(await first.caller("ada"))
+    key = await worker.start(await worker.next())
+    await first.checkpoints.tick()
+    worker.end.output(key, [Raw(b'"%d"' % number) for number in range(4)])
+    worker.end.log(key, "abc")
+    await worker.pump()
+    worker.end.disconnected()
+    kept = worker.end.kept[key]
+    rest, kept.items = kept.items[first_half:], kept.items[:first_half]
+    await worker.connect(second)
+    await second.checkpoints.tick()
+    worker.end.output(key, rest)
+    await worker.pump()
+    await second.checkpoints.tick()
+    return first, second, worker, key
+
+
+@pytest.mark.parametrize("first_half", [2, 4])
+async def test_a_cancel_there_doubles_nothing_and_takes_nothing_back(store: Database, first_half: int) -> None:
+    first, second, worker, key = await moved(store, first_half)
+    worker.end.output(key, [Raw(b'"4"')])
+    worker.end.log(key, "def")
+    await worker.pump()
+    await second.checkpoints.tick()
+    account = (await first.caller("ada")).account
+    for shown in (await first.predictions.cancel(account, key[0]), await second.predictions.get(account, key[0])):
+        assert (shown.status, shown.output, shown.logs) == ("canceled", b'["0","1","2","3","4"]', "abcdef")
+    await second.settle()
+    assert worker.canceled == {key}
+
+
 # --- stop ------------------------------------------------------------------------------------------------------------
 
 

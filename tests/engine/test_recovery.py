@@ -1,6 +1,8 @@
 """What becomes of lost attempts: pauses, releases, those that struck out, and their second life."""
 
 import asyncio
+import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -9,14 +11,18 @@ from msgspec import Raw
 from cogflare.domain.errors import InvalidInput, NotFound
 from cogflare.engine.backoff import Backoff
 from cogflare.engine.losses import INTERRUPTED
+from cogflare.engine.predictions import Order
 from cogflare.engine.requeues import NotRequeued, requeue
-from cogflare.store import fleet
+from cogflare.store import fleet, retention
+from cogflare.store import predictions as store_predictions
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller
+from cogflare.store.open import open_database
 from cogflare.store.predictions import Query
 from engine.rig import MovableClock, Rig, RigWorker
 from engine.test_races import Slow
 from engine.test_races_links import _TEXT
+from store.test_nodes import uncommitted
 
 pytestmark = pytest.mark.anyio
 
@@ -212,6 +218,22 @@ async def test_a_cancel_that_a_release_overtakes_wins_too(store: Database) -> No
     assert await store.read("ready_queues") == []
 
 
+async def test_what_another_node_holds_is_released_at_the_next_look(new_url: Callable[[str], str]) -> None:
+    url = new_url("postgres")
+    store = open_database(url)
+    await store.migrate()
+    clock = MovableClock()
+    rig = Rig(store, clock=clock, backoff=MOMENT)
+    _, key = await parked(rig, await rig.caller("ada"))
+    clock.wall_ahead_s += 10
+    async with uncommitted(url, store_predictions.end_attempt(*key, "lost", now=clock.wall())):
+        assert await asyncio.wait_for(rig.releases.tick(), 5) > 0
+        assert await phase_of(rig, key[0]) == "parked"
+    await rig.releases.tick()
+    assert await phase_of(rig, key[0]) == "queued"
+    await store.aclose()
+
+
 # --- struck out ------------------------------------------------------------------------------------------------------
 
 
@@ -249,14 +271,14 @@ async def test_a_second_life(store: Database) -> None:
     worker, client = await rig.worker(), await rig.caller("ada")
     lost = await struck_out(rig, client, worker)
     before = await rig.predictions.get(client.account, lost)
-    made, is_new = await requeue(store, rig.predictions, client, lost)
+    made, is_new = await requeue(rig.predictions, client, lost)
     assert (is_new, made.status, made.id != lost, made.input) == (True, "starting", True, before.input)
     assert await rig.predictions.get(client.account, lost) == before, "an end is never left"
     assert (await rig.predictions.page(Query(client.account, struck_out=True))).views == []
     work = await worker.next()
     assert (work.prediction, work.attempt) == (made.id, 1)
     await worker.finish(await worker.start(work))
-    same, is_new = await requeue(store, rig.predictions, client, lost)
+    same, is_new = await requeue(rig.predictions, client, lost)
     assert (is_new, same.id, same.status) == (False, made.id, "succeeded")
 
 
@@ -264,9 +286,7 @@ async def test_two_who_requeue_at_once_get_the_same(store: Database) -> None:
     rig, other = Rig(store), Rig(store, node="other")
     worker, client = await rig.worker(), await rig.caller("ada")
     lost = await struck_out(rig, client, worker)
-    made = await asyncio.gather(
-        *(requeue(store, node.predictions, client, lost) for node in (rig, other) for _ in range(3))
-    )
+    made = await asyncio.gather(*(requeue(node.predictions, client, lost) for node in (rig, other) for _ in range(3)))
     assert len({view.id for view, _ in made}) == 1
     assert [is_new for _, is_new in made].count(True) == 1
     assert len((await rig.predictions.page(Query(client.account))).views) == 2
@@ -278,12 +298,12 @@ async def test_what_has_no_second_life(store: Database) -> None:
     created = await rig.create(client)
     key = await worker.start(await worker.next())
     with pytest.raises(NotRequeued, match="not ended"):
-        await requeue(store, rig.predictions, client, created.id)
+        await requeue(rig.predictions, client, created.id)
     await worker.finish(key)
     with pytest.raises(NotRequeued, match="succeeded"):
-        await requeue(store, rig.predictions, client, created.id)
+        await requeue(rig.predictions, client, created.id)
     with pytest.raises(NotFound):
-        await requeue(store, rig.predictions, await rig.caller("eve"), created.id)
+        await requeue(rig.predictions, await rig.caller("eve"), created.id)
 
 
 async def test_any_that_failed_or_was_canceled_may_be_named(store: Database) -> None:
@@ -291,11 +311,29 @@ async def test_any_that_failed_or_was_canceled_may_be_named(store: Database) -> 
     worker, client = await rig.worker(slots=0), await rig.caller("ada")
     created = await rig.create(client)
     await rig.predictions.cancel(client.account, created.id)
-    made, is_new = await requeue(store, rig.predictions, client, created.id)
+    made, is_new = await requeue(rig.predictions, client, created.id)
     assert (is_new, made.status) == (True, "starting")
     worker.end.resize(0, 1)
     await worker.pump()
     assert (await worker.next()).prediction == made.id
+
+
+async def test_an_input_that_goes_part_by_part_makes_nothing_new(store: Database) -> None:
+    slow = Slow(store)
+    rig, text = Rig(slow), json.dumps({"x": "y" * 1_000_000}).encode()
+    await rig.worker(slots=0)
+    client = await rig.caller("ada")
+    old = (await rig.predictions.create(client, Order(text, json.loads(text), "ada/noop"))).id
+    await rig.predictions.cancel(client.account, old)
+    read, go_on = slow.hold("get_prediction")
+    making = asyncio.create_task(requeue(rig.predictions, client, old))
+    await read.wait()
+    assert await retention.hide_data(store, old)
+    assert await retention.drop_parts(store, old, 2)
+    go_on.set()
+    with pytest.raises(NotRequeued):
+        await making
+    assert len((await rig.predictions.page(Query(client.account))).views) == 1
 
 
 async def test_an_input_that_the_model_takes_no_longer(store: Database) -> None:
@@ -310,5 +348,5 @@ async def test_an_input_that_the_model_takes_no_longer(store: Database) -> None:
     changed.end.offers[0] = msgspec.structs.replace(changed.end.offers[0], version="b" * 64)
     await changed.connect()
     with pytest.raises(InvalidInput):
-        await requeue(store, rig.predictions, client, lost)
+        await requeue(rig.predictions, client, lost)
     assert [view.id for view in (await rig.predictions.page(Query(client.account, struck_out=True))).views] == [lost]

@@ -11,12 +11,13 @@ from cogflare.domain.ids import new_id
 from cogflare.engine.catalog import Bounds
 from cogflare.engine.predictions import Order
 from cogflare.engine.repeats import Answer
-from cogflare.store import idempotency
+from cogflare.store import idempotency, retention
 from cogflare.store.base import Database, Row, Statement, Value
 from cogflare.store.catalog import Caller
 from cogflare.store.predictions import Query
 from engine.rig import Rig
 from engine.test_limits import MovedClock
+from engine.test_races import Slow
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +118,35 @@ async def test_a_repeated_create_is_held_as_the_first_was(store: Database) -> No
     assert (held.view.id, held.view.status, held.is_new) == (created.view.id, "succeeded", False)
 
 
+async def used_and_gone(rig: Rig, caller: Caller) -> None:
+    """Use the key "k" for a prediction whose record is gone by now."""
+    created = (await rig.repeats.keyed(caller, ORDER, "k", None)).view
+    await rig.predictions.cancel(caller.account, created.id)
+    await retention.remove_data(rig.db, [created.id])
+    await retention.delete_records(rig.db, [created.id])
+
+
+async def test_a_key_from_a_time_to_come_is_free_once_its_record_is_gone(store: Database) -> None:
+    rig, clock, ada = await open_rig(store)
+    clock.ahead_s = 3_600.0
+    await used_and_gone(rig, ada)
+    clock.ahead_s = 0.0
+    assert (await asyncio.wait_for(rig.repeats.keyed(ada, ORDER, "k", None), 5)).is_new
+
+
+async def test_two_that_find_a_record_gone_make_one_prediction(store: Database) -> None:
+    rig, clock, ada = await open_rig(store)
+    await used_and_gone(rig, ada)
+    slow = Slow(store)
+    held, go_on = slow.hold("before insert_prediction")
+    second = asyncio.create_task(Rig(slow, clock=clock).repeats.keyed(ada, ORDER, "k", None))
+    await held.wait()
+    first = await rig.repeats.keyed(ada, ORDER, "k", None)
+    go_on.set()
+    assert first.is_new
+    assert (await second).view.id == first.view.id
+
+
 # --- ids of clients ---------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +231,21 @@ async def test_a_large_input_counts_too(store: Database) -> None:
     shorter = Order(b'{"text": "x"}', {"text": "x"}, "ada/noop")
     with pytest.raises(Reused):
         await rig.repeats.named(ada, shorter, "job", None)
+
+
+async def test_an_id_whose_input_is_just_being_removed(store: Database) -> None:
+    rig, clock, ada = await open_rig(store)
+    large = Order(b'{"m": "%b"}' % (b"x" * 20_000), {"m": "x" * 20_000}, "ada/noop")
+    created = (await rig.repeats.named(ada, large, "job", None)).view
+    await rig.predictions.cancel(ada.account, created.id)
+    slow = Slow(store)
+    read, go_on = slow.hold("get_client_prediction")
+    again = asyncio.create_task(Rig(slow, clock=clock).repeats.named(ada, large, "job", None))
+    await read.wait()
+    assert await retention.remove_data(store, [created.id]) == 1
+    go_on.set()
+    answer = await again
+    assert (answer.view.id, answer.view.data_removed, answer.is_new) == (created.id, True, False)
 
 
 # --- counted retries --------------------------------------------------------------------------------------------------

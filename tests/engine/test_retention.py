@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -21,8 +21,12 @@ from cogflare.engine.pruning import Terms
 from cogflare.engine.retention import HOLD_S, PAUSE_S, Retention
 from cogflare.protocol.messages import Assign
 from cogflare.store import predictions as store_predictions
+from cogflare.store import recovery
 from cogflare.store.base import Database, Statement
+from cogflare.store.open import open_database
+from cogflare.store.recovery import SetupFailure
 from engine.rig import Rig, RigWorker
+from store.test_nodes import uncommitted
 
 pytestmark = pytest.mark.anyio
 HOUR_S = 3600.0
@@ -100,14 +104,22 @@ class House:
         await self.files.receive(sender, ticket.id, body())
         return ticket.id
 
-    async def done(self, worker: RigWorker, *, input: bytes = b"{}", output: bytes = b'"out"', files: int = 0) -> str:
+    async def done(
+        self,
+        worker: RigWorker,
+        *,
+        input: bytes = b"{}",
+        output: bytes = b'"out"',
+        files: int = 0,
+        status: str = "succeeded",
+    ) -> str:
         """Run a prediction to its end; return its id."""
         assigned = await self.runs(worker, input)
         for _ in range(files):
             await self.file(worker, assigned)
         key = assigned.prediction, assigned.attempt
         worker.end.log(key, "some log")
-        assert await worker.finish(key, output, files=files) == "committed"
+        assert await worker.finish(key, output, files=files, status=status) == "committed"
         return assigned.prediction
 
     async def shown(self, prediction: str) -> dict[str, object]:
@@ -198,6 +210,30 @@ async def test_what_is_larger_than_a_bite_is_hidden_and_goes_in_parts(
     house.retention = Retention(house.db, house.blobs, house.clock, TERMS)
     await house.keep()
     assert await store_predictions.chunks(house.db, [(large, 1)]) == []
+
+
+async def test_nothing_of_what_another_node_holds_goes(
+    new_url: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_url("postgres")
+    store = open_database(url)
+    await store.migrate()
+    house = House(store, tmp_path / "files")
+    failed = await house.done(await house.rig.worker(), output=b'"%b"' % (b"y" * 800_000), status="failed")
+    whole = await store_predictions.chunks(store, [(failed, 1)])
+    house.clock.wait(HOUR_S + 1)
+    monkeypatch.setattr(pruning, "BITE_BYTES", 300_000)
+    async with uncommitted(url, recovery.mark_requeued(failed, "the-new-one")):
+        for _ in range(3):
+            await house.retention.tick()
+            house.clock.wait(PAUSE_S)
+        assert (await house.shown(failed))["data_removed"] is False
+        assert await store_predictions.chunks(store, [(failed, 1)]) == whole
+    house.clock.wait(HOUR_S)
+    await house.keep()
+    assert (await house.shown(failed))["data_removed"] is True
+    assert await store_predictions.chunks(store, [(failed, 1)]) == []
+    await store.aclose()
 
 
 async def test_nothing_goes_where_everything_is_kept(store: Database, tmp_path: Path) -> None:
@@ -315,6 +351,18 @@ async def test_workers_long_gone_are_forgotten(house: House) -> None:
     await house.keep()
     rows = await house.db.read("list_workers", account=None, after="", limit=10)
     assert [row[0] for row in rows] == [connected.end.worker]
+
+
+async def test_a_worker_that_says_why_it_does_not_come_is_not_forgotten(house: House) -> None:
+    worker = await house.rig.worker()
+    await worker.disconnect()
+    house.clock.wait(31 * DAY_S)
+    about = worker.end.worker, worker.caller.account, worker.caller.token, "rig", "[]"
+    failure = SetupFailure(*about, "no such file", house.clock.wall())
+    assert await recovery.note_setup_failure(house.db, failure)
+    await house.keep()
+    rows = await house.db.read("list_workers", account=None, after="", limit=10)
+    assert [(row[0], row[10]) for row in rows] == [(worker.end.worker, "no such file")]
 
 
 # --- a clock that is wrong --------------------------------------------------------------------------------------------

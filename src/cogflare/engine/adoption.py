@@ -20,7 +20,7 @@ from cogflare.engine.live import Holder, Live
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.sizes import SIZES, Sizes
-from cogflare.protocol.messages import AttemptKey, Resume
+from cogflare.protocol.messages import AttemptKey, Held, Resume
 from cogflare.store import fleet
 from cogflare.store import predictions as store
 from cogflare.store.base import Database
@@ -82,8 +82,12 @@ class Ground:
     greeting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_HELLOS))
 
 
-async def adopt(ground: Ground, link: Holder, adopted: Sequence[HeldAttempt]) -> None:
-    """Take the attempts that go on over this link into memory; stops when a newer link has taken its place."""
+async def adopt(ground: Ground, link: Holder, adopted: Sequence[HeldAttempt], listed: Sequence[Held]) -> None:
+    """Take the attempts that go on over this link into memory; stops when a newer link has taken its place.
+
+    Of what the worker has `listed` as ended the finish is on its way, and no run limit counts any more.
+    """
+    over = {(item.prediction, item.attempt) for item in listed if item.ended}
     chunks = await store.chunks(ground.db, [(item.prediction, item.attempt) for item in adopted]) if adopted else []
     for item in adopted:
         row = await store.get(ground.db, item.prediction)
@@ -91,7 +95,9 @@ async def adopt(ground: Ground, link: Holder, adopted: Sequence[HeldAttempt]) ->
             return
         if row is not None and row.attempt == item.attempt and row.phase != Phase.ENDED:
             own = [chunk for chunk in chunks if chunk.prediction == row.id]
-            ground.predictions.lives[row.id] = _revive(ground, link, row, item, own)
+            live = ground.predictions.lives[row.id] = _revive(ground, link, row, item, own)
+            if live.key in over:
+                live.run_limit_s = None
 
 
 def _revive(ground: Ground, link: Holder, row: PredictionRow, item: HeldAttempt, chunks: Sequence[Chunk]) -> Live:

@@ -56,10 +56,11 @@ class Releases:
         return _LOOK_S
 
     async def _release(self, now: int, latest: int) -> bool:
-        """Release some of what is due; False if there was nothing, because other nodes were faster."""
+        """Release some of what is due; False if nothing was, because others hold it or were faster."""
         due = await recovery.due(self._db, now, latest, _BITE)
-        if due:
-            queues = {queue for found in due.values() for queue in found}
-            hints = [Hint(CHANNEL_QUEUE, queue) for queue in sorted(queues)]
-            await self._db.write(*recovery.release(due, now, latest, now + AVOID_US), hints=hints)
-        return bool(due)
+        if not due:
+            return False
+        queues = {queue for found in due.values() for queue in found}
+        hints = [Hint(CHANNEL_QUEUE, queue) for queue in sorted(queues)]
+        released, _ = await self._db.write(*recovery.release(due, now, latest, now + AVOID_US), hints=hints)
+        return bool(released)

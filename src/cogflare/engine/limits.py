@@ -46,12 +46,11 @@ class Limits:
             # Finishes that came while this node stood still wait in the sockets.
             return LOOK_S
         due = await store.due(self._db, self._clock.wall(), _BATCH)
-        if due:
-            await each(due.items(), self._reached)
+        ended = await each(due.items(), self._reached) if due else 0
         late = [live for live in self._stops.lives.values() if _is_late(live, now)]
         if late:
             await each(late, self._late)
-        return LOOK_S if len(due) < _BATCH else LOOK_S / 10
+        return LOOK_S / 10 if ended and len(due) == _BATCH else LOOK_S
 
     async def _reached(self, due: tuple[str, str]) -> bool:
         """End a prediction that has reached its deadline, or the time by which it had to start."""
@@ -62,8 +61,9 @@ class Limits:
         if kind == "deadline":
             return await self._stops.stop(row, _DEADLINE)
         live = self._stops.lives.get(row.id)
-        if live is not None and live.key == (row.id, row.attempt) and live.started_at is not None:
-            # It has just started, and only the store does not know yet.
+        is_here = live is not None and live.key == (row.id, row.attempt)
+        if row.phase == Phase.ASSIGNED and not is_here:
+            # Whether it has started is known where its worker is, or comes back to; else its lease ends.
             return False
         waited_s = ((row.start_by or 0) - row.created_at) / 1_000_000
         error = f"Prediction did not start within {waited_s:g} s (code: E6716)"

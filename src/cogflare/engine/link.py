@@ -204,7 +204,7 @@ class Link:
             self.close(4409, "replaced by a newer link of the same worker")
             return
         ground.health.join(self, standing)
-        await adopt(ground, self, adopted)
+        await adopt(ground, self, adopted, hello.held)
         if not self._is_newest() or self._end.state is not LinkState.GREETING:
             return
         left = [] if previous is None else previous._lives()

@@ -210,14 +210,25 @@ class Predictions:
             raise NotFound
         return row
 
+    async def input(self, row: PredictionRow) -> str | None:
+        """Return the whole input of a prediction; None where its data has been removed, be it just now."""
+        if row.data_removed or row.input is not None:
+            return row.input
+        parts = await load_parts(self._db, [row])
+        # What goes part by part is hidden first: while it is not, the parts are whole.
+        now = await store.get(self._db, row.id)
+        return None if now is None or now.data_removed else parts.inputs[row.id]
+
     async def input_of(self, prediction: str, attempt: int, worker: str) -> str:
         """Return the input of an attempt to the worker that holds it; raises `NotFound`."""
         state = await fleet.get_attempt(self._db, prediction, attempt)
         row = await store.get(self._db, prediction)
         if state is None or row is None or state.holder != worker or state.ended_at is not None:
             raise NotFound
-        parts = await load_parts(self._db, [row])
-        return row.input if row.input is not None else parts.inputs[prediction]
+        text = await self.input(row)
+        if text is None:
+            raise NotFound
+        return text
 
     # --- workers ---------------------------------------------------------------------------------------------------
 

@@ -75,8 +75,10 @@ class Pruning:
 
     async def _part(self, large: Prunable) -> None:
         if large.data_removed != HIDDEN:
-            await store.hide_data(self._db, large.id)
-            self._due[0] = msgspec.structs.replace(large, data_removed=HIDDEN)
+            if await store.hide_data(self._db, large.id):
+                self._due[0] = msgspec.structs.replace(large, data_removed=HIDDEN)
+            else:
+                self._due.popleft()
             return
         parts = max(1, BITE_BYTES * large.rows // max(1, _cost(large)))
         if not await store.drop_parts(self._db, large.id, parts):

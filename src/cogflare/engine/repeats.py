@@ -11,7 +11,7 @@ import msgspec
 from cogflare.domain.clock import Clock
 from cogflare.domain.errors import NotFound, Reused
 from cogflare.engine.predictions import Beside, Order, Predictions
-from cogflare.engine.views import PredictionView, load_parts
+from cogflare.engine.views import PredictionView
 from cogflare.store import idempotency as store
 from cogflare.store.base import Conflict, Constraint, Database
 from cogflare.store.catalog import Caller
@@ -45,9 +45,8 @@ class Repeats:
         """Create a prediction once for a key, which counts for 24 hours; raises `Reused` for another order."""
         fingerprint = _fingerprint(order)
         while True:
-            now = self._clock.wall()
-            since = now - KEY_US
-            known = await store.find_key(self._db, caller.account, key, since)
+            now, gone = self._clock.wall(), None
+            known = await store.find_key(self._db, caller.account, key, now - KEY_US)
             if known is not None:
                 if known.fingerprint != fingerprint:
                     raise Reused("This Idempotency-Key was used with another request in the last 24 hours")
@@ -55,9 +54,9 @@ class Repeats:
                     return Answer(await self._predictions.again(caller.account, known.prediction, hold_s), False)
                 except NotFound:
                     # Its record is gone, and so is the use of the key.
-                    since = now
+                    gone = known.prediction
             try:
-                keep = _keep_key(caller.account, key, fingerprint, now, since)
+                keep = _keep_key(caller.account, key, fingerprint, now, gone)
                 created = await self._predictions.create(caller, order, hold_s, beside=keep)
             except Conflict:
                 continue
@@ -121,14 +120,14 @@ class Repeats:
             is_same = row.pinned and order.version == row.version and order.model in (None, row.model)
         if not is_same or (row.webhook, row.webhook_events) != (order.webhook, order.webhook_events):
             return False
-        if row.data_removed:
-            return True
-        text = row.input if row.input is not None else (await load_parts(self._db, [row])).inputs[row.id]
-        return _json.encode(msgspec.json.decode(text)) == _json.encode(order.values)
+        text = await self._predictions.input(row)
+        return text is None or _json.encode(msgspec.json.decode(text)) == _json.encode(order.values)
 
 
-def _keep_key(account: str, key: str, fingerprint: str, now: int, since: int) -> Beside:
-    return lambda new: [store.keep_key(account, key, Known(fingerprint, new.id), now, since)]
+def _keep_key(account: str, key: str, fingerprint: str, now: int, gone: str | None) -> Beside:
+    """Return what binds the key to a new prediction, in place of one whose record is `gone`."""
+    forget = [] if gone is None else [store.forget_key(account, key, gone)]
+    return lambda new: [*forget, store.keep_key(account, key, Known(fingerprint, new.id), now, now - KEY_US)]
 
 
 def _fingerprint(order: Order, token: str | None = None) -> str:

@@ -4,9 +4,9 @@ import msgspec
 
 from cogflare.domain.phases import Phase, Status
 from cogflare.engine.predictions import Order, Predictions
-from cogflare.engine.views import PredictionView, load_parts
+from cogflare.engine.views import PredictionView
 from cogflare.store import recovery
-from cogflare.store.base import Conflict, Database, Statement
+from cogflare.store.base import Conflict, Statement
 from cogflare.store.catalog import Caller
 from cogflare.store.predictions import NewPrediction, PredictionRow
 
@@ -15,9 +15,7 @@ class NotRequeued(Exception):
     """No new prediction can be made of this one; the message says why."""
 
 
-async def requeue(
-    db: Database, predictions: Predictions, caller: Caller, prediction: str
-) -> tuple[PredictionView, bool]:
+async def requeue(predictions: Predictions, caller: Caller, prediction: str) -> tuple[PredictionView, bool]:
     """Make a new prediction of one that failed or was canceled; return it, and whether it was made just now.
 
     The old one keeps its end and leaves the list of those that struck out. Raises `NotRequeued`, and what a create
@@ -28,7 +26,10 @@ async def requeue(
         if row.requeued_as is not None:
             return await predictions.get(caller.account, row.requeued_as), False
         _check(row)
-        order = await _order(db, row)
+        text = await predictions.input(row)
+        if text is None:
+            continue
+        order = _order(row, text)
 
         def mark(new: NewPrediction, old: str = row.id) -> list[Statement]:
             return [recovery.mark_requeued(old, new.id)]
@@ -49,9 +50,7 @@ def _check(row: PredictionRow) -> None:
         raise NotRequeued("The input of the prediction has been removed.")
 
 
-async def _order(db: Database, row: PredictionRow) -> Order:
-    """Return what the prediction asked for."""
-    parts = await load_parts(db, [row])
-    text = row.input if row.input is not None else parts.inputs.get(row.id, "{}")
+def _order(row: PredictionRow, text: str) -> Order:
+    """Return what the prediction asked for; `text` is its input."""
     version = row.version if row.pinned else None
     return Order(text.encode(), msgspec.json.decode(text), row.model, version, row.webhook, row.webhook_events)

@@ -6,6 +6,7 @@ Whoever ends a prediction here competes with the worker's finish; the unit that 
 from cogflare.domain.clock import Clock
 from cogflare.engine import endings
 from cogflare.engine.live import Live
+from cogflare.store import fleet
 from cogflare.store.base import Conflict, Database, Hint
 from cogflare.store.predictions import PredictionRow
 
@@ -24,8 +25,11 @@ class Stops:
     async def stop(self, row: PredictionRow, stop: endings.Stop, live: Live | None = None) -> bool:
         """End a prediction with what it has shown so far (`live`: here); False if it moved meanwhile."""
         live = live or self.lives.get(row.id)
-        if live is not None and live.attempt != row.attempt:
+        if live is not None and not (live.attempt == row.attempt and await self._is_newest(live)):
             live = None
+        if stop.unstarted and live is not None and live.started_at is not None:
+            # It has just started, and only the store does not know yet.
+            return False
         statements = endings.from_stop(row, live, stop, self._clock.wall())
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
         try:
@@ -33,6 +37,11 @@ class Stops:
         except Conflict:
             return False
         return True
+
+    async def _is_newest(self, live: Live) -> bool:
+        """Say whether the attempt still runs over this link: a newer one, of another node, may know more of it."""
+        state = await fleet.get_attempt(self._db, *live.key)
+        return state is not None and state.link_epoch == live.holder.epoch
 
     def drop(self, live: Live) -> None:
         """Forget the live state of an attempt that does not run on this node any more."""

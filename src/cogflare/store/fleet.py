@@ -58,6 +58,7 @@ class AttemptState(msgspec.Struct, frozen=True):
     """An attempt beside the state of its prediction."""
 
     holder: str
+    link_epoch: int
     renewals: int
     started_at: int | None
     ended_at: int | None

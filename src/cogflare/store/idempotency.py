@@ -31,6 +31,11 @@ def keep_key(account: str, key: str, known: Known, now: int, since: int) -> Stat
     return Statement("keep_key", {**fields, "now": now, "since": since}, needs="row")
 
 
+def forget_key(account: str, key: str, prediction: str) -> Statement:
+    """Return the statement that frees a key, if it is still bound to this prediction."""
+    return Statement("forget_key", {"account": account, "key": key, "prediction": prediction})
+
+
 def keep_retry(account: str, known: Known, number: int, now: int) -> Statement:
     """Return the statement that lets later repetitions find a create; itself it was repetition `number` (0: none)."""
     fields = {"account": account, "fingerprint": known.fingerprint, "prediction": known.prediction}

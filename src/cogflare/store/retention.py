@@ -46,10 +46,15 @@ async def remove_data(db: Database, predictions: Sequence[str]) -> int:
     return len(rows[0])
 
 
-async def hide_data(db: Database, prediction: str) -> None:
-    """Show clients a prediction without its data, which goes part by part afterwards; its files expire."""
+async def hide_data(db: Database, prediction: str) -> bool:
+    """Show clients a prediction without its data, which goes part by part afterwards; its files expire.
+
+    False if somebody else holds the prediction at this moment, or has done it: then it is not to be touched now.
+    """
     ids = {"predictions": _text([prediction])}
-    await db.write(Statement("remove_data", {**ids, "state": HIDDEN}), Statement("expire_files", ids), yields=True)
+    hide = Statement("remove_data", {**ids, "state": HIDDEN})
+    hidden, _ = await db.write(hide, Statement("expire_files", ids), yields=True)
+    return bool(hidden)
 
 
 async def drop_parts(db: Database, prediction: str, limit: int) -> bool:

@@ -113,6 +113,7 @@ INSERT INTO workers (
     quarantine, quarantined_at
 ) VALUES (:worker, :account, :token, :name, '', '', 0, 'offline', :offers, '{}', :now, :now, :reason, :now)
 ON CONFLICT (id) DO UPDATE SET
-    name = excluded.name, instance = '', quarantine = excluded.quarantine, quarantined_at = excluded.quarantined_at
+    name = excluded.name, instance = '', changed_at = excluded.changed_at, quarantine = excluded.quarantine,
+    quarantined_at = excluded.quarantined_at
     WHERE workers.account = excluded.account
 RETURNING id;

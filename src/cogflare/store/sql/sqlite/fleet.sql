@@ -91,7 +91,7 @@ SELECT prediction, attempt, holder, renewals FROM attempts WHERE ended_at IS NUL
 SELECT prediction, attempt, holder, ended_at FROM attempts WHERE slot_freed_at IS NULL;
 
 -- name: get_attempt
-SELECT a.holder, a.renewals, a.started_at, a.ended_at, a.outcome, a.output_items, a.log_bytes, p.attempt, p.phase
+SELECT a.holder, a.link_epoch, a.renewals, a.started_at, a.ended_at, a.outcome, a.output_items, a.log_bytes, p.attempt, p.phase
 FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction
 WHERE a.prediction = :prediction AND a.attempt = :attempt;
 

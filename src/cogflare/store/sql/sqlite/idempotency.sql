@@ -13,6 +13,9 @@ ON CONFLICT (account, kind, key) DO UPDATE SET
 WHERE idempotency.created_at <= :since
 RETURNING key;
 
+-- name: forget_key
+DELETE FROM idempotency WHERE account = :account AND kind = 'key' AND key = :key AND prediction = :prediction;
+
 -- name: keep_retry
 -- A create whose client marks its repetitions; `attached` counts the create itself where that is one of them.
 INSERT INTO idempotency (account, kind, key, fingerprint, prediction, attached, created_at)
