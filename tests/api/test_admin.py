@@ -73,6 +73,7 @@ async def test_bad_token_requests(node: Node) -> None:
     good = {"kind": "api", "name": "n"}
     for wrong in (
         {"kind": "root"},
+        {"name": "a\0b"},
         {"name": ""},
         {"name": "x" * 101},
         {"account": "../x"},

@@ -232,8 +232,24 @@ async def test_filters_cancel(node: Node) -> None:
     assert (await node.call("GET", f"/predictions/{of_eve['id']}", "eve")).json()["status"] == "starting"
 
 
+async def test_a_model_that_no_store_can_look_for_is_refused(node: Node) -> None:
+    for query in ("model=%00", "model=%00&status=failed", "model=%00&struck_out=true"):
+        assert (await node.call("GET", f"/v1/predictions?{query}")).status_code == 400
+
+
 @pytest.mark.parametrize(
-    "query", ["", "?all=yes", "?all=", "?modell=ada/noop&all=true", "?status=all", "?created_after=", "?cursor=x"]
+    "query",
+    [
+        "",
+        "?all=yes",
+        "?all=",
+        "?modell=ada/noop&all=true",
+        "?status=all",
+        "?status=succeeded",
+        "?created_after=",
+        "?cursor=x",
+        "?model=a%00b",
+    ],
 )
 async def test_a_filter_that_is_none_cancels_nothing(node: Node, query: str) -> None:
     await node.worker(slots=0)

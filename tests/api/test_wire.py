@@ -137,7 +137,7 @@ def test_a_version_does_not_belong_in_a_model_request() -> None:
 @pytest.mark.parametrize(
     ("body", "hint"),
     [
-        (b"", "ends too early"),
+        (b"", "is empty"),
         (b'{"input":{}', "ends too early"),
         (b'{"input":{"a":NaN},"version":"v"}', "byte 14"),
         (b'{"input":{},}', "byte 12"),

@@ -82,19 +82,35 @@ def test_workers_are_listed_and_drained(shell: Shell, stage: Stage) -> None:
     assert worker.join() == 0
 
 
-def test_a_terminal_gets_tables(shell: Shell) -> None:
+def on_terminal(shell: Shell, last: bytes, columns: int) -> bytes:
+    """Return what `workers list` writes on a terminal of a width, up to a last text."""
     terminal, end = pty.openpty()
-    environment = {**os.environ, **shell.environment, "TERM": "xterm", "COLUMNS": "100"}
+    environment = {**os.environ, **shell.environment, "TERM": "xterm", "COLUMNS": str(columns)}
     with subprocess.Popen(
         [sys.executable, "-m", "cogflare.cli", "workers", "list"], stdout=end, env=environment
     ) as process:
         os.close(end)
         shown = b""
-        while b"single-worker" not in shown:
+        while last not in shown:
             shown += os.read(terminal, 4096)
         assert process.wait(30) == 0
     os.close(terminal)
-    assert b"name" in shown.splitlines()[1]
+    return shown
+
+
+def test_a_terminal_gets_tables(shell: Shell) -> None:
+    assert b"name" in on_terminal(shell, b"single-worker", 100).splitlines()[1]
+
+
+def test_a_terminal_gets_the_reason_of_a_quarantine_in_one_piece(stage: Stage) -> None:
+    server = stage.server(quarantine_after="1", quarantine_s="600")
+    stage.scripted(server, name="gpu").connected()
+    own = Shell(server, server.token())
+    server.create(crash=1)
+    until(lambda: "quarantined" in own.ok("workers", "list"), "quarantine")
+    shown = on_terminal(own, b"process died", 80).splitlines()
+    assert shown[-1].startswith(b"gpu (")
+    assert shown[-1].endswith(b"ago: the model's process died")
 
 
 # --- predictions ------------------------------------------------------------------------------------------------------
@@ -185,6 +201,29 @@ def test_what_is_not_there_is_named(shell: Shell, what: str) -> None:
     refused = shell.run(f"{what}s", "show", "me/nothing" if what == "model" else "nothing")
     assert refused.exit_code == 2
     assert f"has no {what} {'me/nothing' if what == 'model' else 'nothing'}:" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predictions", "show", ""),
+        ("predictions", "show", "x/attempts"),
+        ("predictions", "cancel", ""),
+        ("predictions", "requeue", ".."),
+        ("models", "show", "me/.."),
+        ("predict", "me/."),
+        ("workers", "drain", ""),
+        ("tokens", "revoke", "."),
+    ],
+)
+def test_a_name_leads_to_no_other_path(shell: Shell, arguments: tuple[str, ...]) -> None:
+    refused = shell.run(*arguments)
+    assert refused.exit_code == 2
+    assert "is no id" in refused.stderr
+
+
+def test_a_name_is_quoted(shell: Shell) -> None:
+    assert "has no prediction a?b#c%2F:" in shell.run("predictions", "show", "a?b#c%2F").stderr
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(shell: Shell) -> None:

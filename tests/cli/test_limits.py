@@ -23,6 +23,7 @@ def test_a_filter_cancels_after_a_question(shell: Shell, waiting: list[str]) -> 
     asked = shell.run("predictions", "cancel", "--model", "me/iterator")
     assert asked.exit_code == 1
     assert "not ended (model me/iterator)? [y/N]" in asked.stderr
+    assert "nothing was canceled; --yes does not ask" in asked.stderr
     assert {shell.server.get(one)["status"] for one in waiting} == {"processing", "starting"}
     name = ("predictions", "cancel", "--model", "me/iterator", "--yes")
     assert shell.ok(*name, "--created-after", FAR) == "0\tcanceled\n"
@@ -49,7 +50,14 @@ def test_what_says_nothing_or_too_much_cancels_nothing(shell: Shell, arguments: 
 
 def test_what_holds_for_a_model_is_set_and_shown(shell: Shell) -> None:
     shown = shell.ok("models", "set", "me/single", "--run-limit", "1h30m", "--max-queued", "5", "--rerun")
-    assert shown == "run limit:    1 h 30 min\nstart limit:  the server's\nmay wait:     5\nrerun:        yes\n"
+    lines = (
+        "description:  -",
+        "run limit:    1 h 30 min",
+        "start limit:  the server's",
+        "may wait:     5",
+        "rerun:        yes",
+    )
+    assert shown.splitlines() == list(lines)
     assert "run limit:    1 h 30 min\n" in shell.ok("models", "show", "me/single")
     shell.ok("models", "set", "me/single", "--start-limit", "never", "--description", "default")
     limits = json.loads(shell.ok("models", "show", "me/single", "--json"))

@@ -35,7 +35,7 @@ class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A token to make; without `account` it is for the caller's own."""
 
     kind: Literal["admin", "api", "worker"]
-    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    name: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\0]*\Z")]
     account: Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}\Z")] | None = None
     expires_in_s: Annotated[int, Meta(ge=1, le=100 * 366 * 86_400)] | None = None
 
@@ -121,9 +121,7 @@ class Handlers:
         """POST /predictions/{id}/requeue: a new prediction of one that failed; the same one for the same question."""
         caller, links = caller_of(request), links_of(request, self._api)
         try:
-            view, is_new = await requeues.requeue(
-                self._api.db, self._api.predictions, caller, request.path_params["id"]
-            )
+            view, is_new = await requeues.requeue(self._api.predictions, caller, request.path_params["id"])
         except NotRequeued as error:
             raise conflict(str(error)) from None
         return json_response(render(view, links), 201 if is_new else 200, {"location": links.get(view.public_id)})

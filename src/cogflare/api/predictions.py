@@ -15,7 +15,7 @@ from cogflare.api import problems, requests, wire
 from cogflare.api.context import Api, caller_of, json_response, links_of, read_body
 from cogflare.api.wire import Cursor, Form, Links, WirePrediction
 from cogflare.domain.ids import HIGHEST_ID, is_id
-from cogflare.domain.phases import Status
+from cogflare.domain.phases import TERMINAL, Status
 from cogflare.engine.predictions import Order
 from cogflare.engine.repeats import Answer
 from cogflare.engine.views import PredictionView
@@ -25,6 +25,7 @@ from cogflare.store.predictions import FAR_FUTURE, Query
 PAGE = 100
 _events = msgspec.json.Decoder(list[str])
 _STATUSES = frozenset(str(status) for status in Status)
+_LIVE = frozenset(str(status) for status in Status if status not in TERMINAL)
 
 
 def render(view: PredictionView, links: Links, form: Form = "get") -> bytes:
@@ -184,8 +185,16 @@ def _is_set(params: Mapping[str, str], name: str) -> bool:
     return value == "true"
 
 
+def _model(params: Mapping[str, str]) -> str | None:
+    """Read the name of a model; one that no store can look for is refused."""
+    model = params.get("model")
+    if model is not None and "\0" in model:
+        raise problems.bad_request("model must be owner/name")
+    return model
+
+
 def _query(account: str, params: Mapping[str, str], cursor: Cursor | None) -> Query:
-    status, model = params.get("status"), params.get("model")
+    status, model = params.get("status"), _model(params)
     if status is not None and status not in _STATUSES:
         raise problems.bad_request(f"status must be one of: {', '.join(sorted(_STATUSES))}")
     if cursor is not None and not is_id(cursor.last_id):
@@ -215,12 +224,12 @@ def _filter(account: str, params: Mapping[str, str]) -> Filter:
     if not params or params.get("all", "true") != "true":
         raise problems.bad_request("Say what to cancel: status, model, created_after, created_before, or all=true")
     status, after, before = params.get("status"), params.get("created_after"), params.get("created_before")
-    if status is not None and status not in _STATUSES:
-        raise problems.bad_request(f"status must be one of: {', '.join(sorted(_STATUSES))}")
+    if status is not None and status not in _LIVE:
+        raise problems.bad_request(f"status must be one of: {', '.join(sorted(_LIVE))}; nothing was canceled")
     return Filter(
         account,
         status,
-        params.get("model"),
+        _model(params),
         0 if after is None else requests.parse_time(after, "created_after"),
         FAR_FUTURE if before is None else requests.parse_time(before, "created_before"),
     )

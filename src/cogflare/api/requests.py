@@ -93,7 +93,9 @@ def decode_json(body: bytes) -> Any:
         raise malformed_json(f"it is not UTF-8 ({error.reason})") from None
     except ValueError as error:
         reason = str(error)
-        if reason == "Input data was truncated":
+        if not body:
+            reason = "it is empty"
+        elif reason == "Input data was truncated":
             reason = r"it ends too early, or a \u escape in it is half of a surrogate pair"
         raise malformed_json(reason) from None
     _refuse_depth(body, value)
@@ -267,7 +269,7 @@ def parse_idempotency_key(header: str | None) -> str | None:
     if header is None:
         return None
     if _KEY.fullmatch(header) is None:
-        raise bad_request("Idempotency-Key must be 1 to 255 visible characters of ASCII", title="Invalid header")
+        raise bad_request("Idempotency-Key must be 1 to 255 printable characters of ASCII", title="Invalid header")
     return header
 
 
@@ -279,7 +281,7 @@ def parse_retry_count(header: str | None) -> int | None:
 def parse_client_id(text: str) -> str:
     """Return the id that a client gives to a prediction; raise `Problem` 400 for what cannot be one."""
     if not is_client_id(text):
-        raise bad_request("The id of a prediction is 1 to 200 of the characters A-Z a-z 0-9 . _ : -")
+        raise bad_request("The id of a prediction is 1 to 200 of the characters A-Z a-z 0-9 . _ : -, and not . or ..")
     return text
 
 

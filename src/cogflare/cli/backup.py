@@ -45,7 +45,8 @@ def backup(
     """Copy the SQLite database of a server into the file DEST, while the server runs.
 
     The copy is one moment of the database; it is checked and on the disk when this ends. With --with-files, DEST is a
-    folder that a server can be started on: cogflare serve --data DEST.
+    folder that a server can be started on: cogflare serve --data DEST. Without DEST, the copy is made in the current
+    folder and named after the time.
     """
     try:
         settings = load(config, {"data": data, "database_url": database_url})

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import click
 import httpx2
@@ -150,6 +150,14 @@ def _given(params: Mapping[str, str | int | None]) -> dict[str, str | int]:
     return {name: value for name, value in params.items() if value is not None}
 
 
+def quoted(*names: str) -> str:
+    """Write names from a command line as the end of a path; raises `UsageError` for one that would lead elsewhere."""
+    for name in names:
+        if name in ("", ".", "..") or "/" in name:
+            raise click.UsageError(f"{name!r} is no id, and no name")
+    return "/".join(quote(name, safe="") for name in names)
+
+
 def with_client(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command `--server` and `--token`, and a `Client` as its first argument."""
 
@@ -202,7 +210,7 @@ def _missing(path: str) -> str | None:
     found = _NAMED.match(path)
     if found is None:
         return None
-    kind, name = found["kind"], found["name"]
+    kind, name = found["kind"], unquote(found["name"])
     return f"the server has no {kind} {name}: `cogflare {kind}s list` shows what it has"
 
 

@@ -1,13 +1,14 @@
 """`cogflare models`, `cogflare workers` and `cogflare account`: what there is to run, on what, and as whom."""
 
 import re
+import sys
 from typing import Any, Final
 
 import click
 
-from cogflare.cli.client import Client, with_client
+from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.inputs import input_rows
-from cogflare.cli.output import age, as_json, duration, note, print_fields, print_json, print_table
+from cogflare.cli.output import age, as_json, cell, duration, note, print_fields, print_json, print_table
 from cogflare.cli.tokens import Duration
 
 MODEL: Final = re.compile(r"[^/:\s]+/[^/:\s]+")
@@ -63,7 +64,7 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
     """Show a model and the inputs it takes."""
     if not MODEL.fullmatch(model):
         raise click.UsageError(f"{model!r} is no model: write owner/name")
-    found = client.get(f"/v1/models/{model}")
+    found = client.get(f"/v1/models/{quoted(*model.split('/'))}")
     if as_json:
         print_json(found)
         return
@@ -116,7 +117,8 @@ def set_model(
         given["description"] = description
     if not given:
         raise click.UsageError("nothing to set: --run-limit, --start-limit, --max-queued, --rerun or --description")
-    print_fields(_limits(client.patch(f"/v1/models/{model}", given)["limits"]))
+    changed = client.patch(f"/v1/models/{quoted(*model.split('/'))}", given)
+    print_fields([("description", changed["description"]), *_limits(changed["limits"])])
 
 
 @click.group()
@@ -134,11 +136,20 @@ def list_workers(client: Client, as_json: bool) -> None:
         for worker in found:
             print_json(worker)
         return
-    rows = (
-        (w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", _since(w), _health(w)) for w in found
+    shown = list(found)
+    rows = [(w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", _since(w)) for w in shown]
+    columns, empty = (
+        ("id", "name", "state", "models", "busy", "connected"),
+        "no workers: `cogflare worker` connects one",
     )
-    empty = "no workers: `cogflare worker` connects one"
-    print_table(("id", "name", "state", "models", "busy", "connected", "health"), rows, empty)
+    if not sys.stdout.isatty():
+        print_table((*columns, "health"), [(*row, _health(w)) for row, w in zip(rows, shown, strict=True)], empty)
+        return
+    print_table(columns, rows, empty)
+    # A reason is a sentence or more, and no column of a table is wide enough for it.
+    for worker in shown:
+        if worker["quarantine"] is not None:
+            click.echo(cell(f"{worker['name']} ({worker['id']}) was {_health(worker)}"))
 
 
 @workers.command()
@@ -146,7 +157,7 @@ def list_workers(client: Client, as_json: bool) -> None:
 @with_client
 def drain(client: Client, worker_id: str) -> None:
     """Let a worker finish what it runs and leave."""
-    client.post(f"/v1/workers/{worker_id}/drain")
+    client.post(f"/v1/workers/{quoted(worker_id)}/drain")
     note(f"{worker_id} takes nothing new; it leaves when its last prediction has ended")
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from cogflare.cli.client import ApiError, Client, NotFound, with_client
+from cogflare.cli.client import ApiError, Client, NotFound, quoted, with_client
 from cogflare.cli.following import Feed, follow
 from cogflare.cli.inputs import parse_inputs
 from cogflare.cli.output import note, print_json
@@ -66,10 +66,11 @@ def _parse(reference: str) -> tuple[str, str | None]:
 
 def _schema(client: Client, model: str, version: str | None) -> Any:
     """Return the OpenAPI document of the version that will run; None where it has none."""
+    name = quoted(*model.split("/"))
     try:
         if version is not None:
-            return client.get(f"/v1/models/{model}/versions/{version}")["openapi_schema"]
-        latest = client.get(f"/v1/models/{model}")["latest_version"]
+            return client.get(f"/v1/models/{name}/versions/{version}")["openapi_schema"]
+        latest = client.get(f"/v1/models/{name}")["latest_version"]
     except NotFound as error:
         raise ApiError(
             f"the server has no {model}{f' with version {version[:12]}…' if version else ''}: `cogflare models list`"
@@ -82,7 +83,7 @@ def _create(client: Client, model: str, version: str | None, values: dict[str, A
     if version is not None:
         created: dict[str, Any] = client.post("/v1/predictions", {"version": version, "input": values})
     else:
-        created = client.post(f"/v1/models/{model}/predictions", {"input": values})
+        created = client.post(f"/v1/models/{quoted(*model.split('/'))}/predictions", {"input": values})
     return created
 
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import click
 
-from cogflare.cli.client import ApiError, Client, with_client
+from cogflare.cli.client import ApiError, Client, quoted, with_client
 from cogflare.cli.fleet import MODEL
 from cogflare.cli.following import Feed, follow
 from cogflare.cli.output import (
@@ -62,7 +62,7 @@ def list_predictions(
 @with_client
 def show(client: Client, prediction_id: str, as_json: bool) -> None:
     """Show one prediction in full, without its logs."""
-    prediction = client.get(f"/v1/predictions/{prediction_id}")
+    prediction = client.get(f"/v1/predictions/{quoted(prediction_id)}")
     if as_json:
         print_json(prediction)
         return
@@ -112,9 +112,20 @@ def cancel(
         return
     what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     if not yes:
-        which = f" ({what})" if what else ""
-        click.confirm(f"Cancel all predictions that have not ended{which}?", abort=True, err=True)
+        _ask(f"Cancel all predictions that have not ended{f' ({what})' if what else ''}?")
     _cancel_matching(client, {**given, "all": "true"})
+
+
+def _ask(question: str) -> None:
+    """Go on only after a yes."""
+    try:
+        is_sure = click.confirm(question, err=True)
+    except click.Abort:
+        is_sure = False
+        note("")
+    if not is_sure:
+        note("nothing was canceled; --yes does not ask")
+        raise click.Abort
 
 
 def _cancel_matching(client: Client, filters: dict[str, str]) -> None:
@@ -131,7 +142,7 @@ def _cancel_named(client: Client, prediction_ids: tuple[str, ...]) -> None:
     refused = False
     for prediction_id in prediction_ids:
         try:
-            state = client.post(f"/v1/predictions/{prediction_id}/cancel")
+            state = client.post(f"/v1/predictions/{quoted(prediction_id)}/cancel")
         except ApiError as error:
             click.echo(f"{prediction_id}\t{error.message}", err=True)
             refused = True
@@ -153,7 +164,7 @@ def requeue(client: Client, prediction_ids: tuple[str, ...], is_all: bool) -> No
     refused = False
     for prediction_id in prediction_ids or (str(prediction["id"]) for prediction in struck_out):
         try:
-            made = client.post(f"/v1/predictions/{prediction_id}/requeue")
+            made = client.post(f"/v1/predictions/{quoted(prediction_id)}/requeue")
         except ApiError as error:
             click.echo(f"{prediction_id}\t{error.message}", err=True)
             refused = True
@@ -169,7 +180,7 @@ def requeue(client: Client, prediction_ids: tuple[str, ...], is_all: bool) -> No
 @with_client
 def logs(client: Client, prediction_id: str, is_followed: bool) -> None:
     """Print what the model logged."""
-    prediction = client.get(f"/v1/predictions/{prediction_id}")
+    prediction = client.get(f"/v1/predictions/{quoted(prediction_id)}")
     if is_followed:
         follow(client, prediction, Feed(None, None, logs_only=True))
     else:
@@ -182,7 +193,7 @@ def logs(client: Client, prediction_id: str, is_followed: bool) -> None:
 @with_client
 def attempts(client: Client, prediction_id: str, as_json: bool) -> None:
     """Show every try: which worker had it, and how that ended."""
-    found = client.get(f"/v1/predictions/{prediction_id}/attempts")["results"]
+    found = client.get(f"/v1/predictions/{quoted(prediction_id)}/attempts")["results"]
     if as_json:
         for attempt in found:
             print_json(attempt)

@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from cogflare.cli.client import Client, with_client
+from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.output import age, as_json, note, print_json, print_table, time_of
 
 _DURATION: Final = re.compile(r"(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?(?:(\d{1,9})s)?")
@@ -86,5 +86,5 @@ def _shown(column: str, value: str | None) -> str | None:
 @with_client
 def revoke(client: Client, token_id: str) -> None:
     """Revoke a token; whoever uses it is refused from now on."""
-    client.delete(f"/v1/tokens/{token_id}")
+    client.delete(f"/v1/tokens/{quoted(token_id)}")
     note(f"revoked {token_id}")
