@@ -82,7 +82,8 @@ def _open(settings: Settings, clock: Clock) -> tuple[Storage, LocalBlobStore]:
     """Return the database and the blobs, and make the data folder."""
     data = Path(settings.data)
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        # What clients send and get is nobody else's business on this machine.
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Storage(open_database(settings.database()), clock), LocalBlobStore(data / "files")
     except (ValueError, OSError) as error:
         raise SettingsError(str(error)) from error

@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 from msgspec import Raw
@@ -147,6 +149,24 @@ async def test_what_is_too_large_is_refused_for_good_in_the_servers_own_words(st
         with pytest.raises(TooLarge, match=r"\Aas told\Z"):
             await transfer.put("p", "f", "text/plain", _body(), None)
         assert ticket.files == 0
+
+
+async def test_a_kept_connection_that_has_just_gone_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = httpx2.AsyncClient.send
+    broken: list[httpx2.AsyncClient] = []
+
+    async def break_once(self: httpx2.AsyncClient, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        if not broken:
+            broken.append(self)
+            raise AttributeError("'NoneType' object has no attribute 'getpeername'")  # as anyio says it on uvloop
+        assert self is not broken[0]
+        return await send(self, request, **options)
+
+    monkeypatch.setattr(httpx2.AsyncClient, "send", break_once)
+    async with moving() as (store, transfer, ticket):
+        await transfer.put_result(ticket, Raw(b"1"))
+        assert len(store.seen("result")) == 1
+    assert broken[0].is_closed
 
 
 async def test_an_answer_that_makes_no_sense_is_an_error() -> None:

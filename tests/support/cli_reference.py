@@ -51,7 +51,8 @@ def _sections(command: click.Command, path: str, mark: str) -> Iterator[str]:
 def _names(option: click.Option) -> str:
     context = click.Context(click.Command("x"))
     value = "" if option.is_flag else f" {option.make_metavar(context)}"
-    return f"`{', '.join(sorted(option.opts, key=len))}{value}`".replace("|", r"\|")
+    names = " / ".join([", ".join(sorted(option.opts, key=len)), *option.secondary_opts])
+    return f"`{names}{value}`".replace("|", r"\|")
 
 
 def _describe(option: click.Option) -> str:

@@ -100,6 +100,7 @@ class Transfer:
         self._pauses = (first_pause_s, cap_s)
         self._tickets: dict[str, Ticket] = {}
         self._http: httpx2.AsyncClient | None = None
+        self._stale: list[httpx2.AsyncClient] = []
 
     def open(self, key: AttemptKey) -> Ticket:
         """Begin an attempt: files of its prediction are its own from now on."""
@@ -114,8 +115,9 @@ class Transfer:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.aclose()
+        for http in (self._http, *self._stale):
+            if http is not None:
+                await http.aclose()
 
     async def token_status(self) -> int | None:
         """Ask the server what it thinks of the token: 401, 403, or anything else; None where it does not answer now."""
@@ -187,7 +189,14 @@ class Transfer:
             sent |= {"Authorization": f"Bearer {self._token()}", "Cogflare-Worker": self._worker}
         if self._http is None:
             self._http = httpx2.AsyncClient(timeout=_TIMEOUT, follow_redirects=False, mounts=DIRECT)
-        return await self._http.request(method, url, content=content, headers=sent)
+        http = self._http
+        try:
+            return await http.request(method, url, content=content, headers=sent)
+        except AttributeError as error:
+            # So the sockets below tell of a kept connection that has just gone; this pool could do so again.
+            self._stale.append(http)
+            self._http = None if self._http is http else self._http
+            raise httpx2.ReadError(f"the connection broke: {error}") from error
 
     async def _again(self, ticket: Ticket, send: Callable[[], Awaitable[httpx2.Response]]) -> httpx2.Response:
         """Send until the server answers for good; raises `Superseded` once the attempt is not wanted."""

@@ -185,7 +185,8 @@ class Health:
         if standing.quarantine is None:
             self._watches.pop(worker, None)
         elif worker not in self._watches or self._watches[worker].since != standing.quarantined_at:
-            log.warning("worker set aside", worker=worker, reason=standing.quarantine, times=standing.quarantines)
+            if link is not None:
+                log.warning("worker set aside", worker=worker, reason=" ".join(standing.quarantine.split()))
             self._watches[worker] = self._watch(standing)
 
     def _watch(self, standing: Standing) -> _Watch:

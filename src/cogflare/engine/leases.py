@@ -110,5 +110,4 @@ class Leases:
         self._seen = seen
 
     async def _rescue(self, key: AttemptKey, reason: str, renewals: int) -> None:
-        log.warning("attempt lost", prediction=key[0], attempt=key[1], reason=reason)
         await self._losses.rescue(key, reason, slot_free=True, renewals=renewals)

@@ -93,6 +93,7 @@ class Link:
         """
         self.heard_at = self._ground.clock.monotonic()
         if self.is_away:
+            log.info("worker heard again", worker=self.worker)
             self.is_away = False
             self._seats_changed()
         if frame == PING:

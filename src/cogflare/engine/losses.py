@@ -1,5 +1,7 @@
 """Attempts that were lost to infrastructure: queued again after a pause, or failed where they may not run once more."""
 
+import structlog
+
 from cogflare.domain.clock import Clock
 from cogflare.domain.ids import SHARED, model_queue, version_queue
 from cogflare.domain.phases import Outcome, Phase, Status
@@ -19,6 +21,8 @@ from cogflare.store.predictions import PredictionRow
 
 INTERRUPTED = "Prediction interrupted; please retry (code: PA)"
 _TRIES_PER_STRIKE = 10
+
+log = structlog.get_logger()
 
 
 class Losses:
@@ -73,6 +77,8 @@ class Losses:
                 avoid = await self._avoided(row, state, started_at is None and is_innocent)
                 is_done = await self._requeue(row, lost, started_at, avoid, renewals)
             if is_done:
+                again = error is None
+                log.warning("attempt lost", prediction=key[0], attempt=key[1], reason=reason, runs_again=again)
                 if started_at is not None and not is_farewell:
                     await self._health.lost(state.holder, reason, started_at)
                 return

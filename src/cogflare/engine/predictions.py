@@ -214,10 +214,7 @@ class Predictions:
         """Return the whole input of a prediction; None where its data has been removed, be it just now."""
         if row.data_removed or row.input is not None:
             return row.input
-        parts = await load_parts(self._db, [row])
-        # What goes part by part is hidden first: while it is not, the parts are whole.
-        now = await store.get(self._db, row.id)
-        return None if now is None or now.data_removed else parts.inputs[row.id]
+        return (await load_parts(self._db, [row])).inputs.get(row.id)
 
     async def input_of(self, prediction: str, attempt: int, worker: str) -> str:
         """Return the input of an attempt to the worker that holds it; raises `NotFound`."""

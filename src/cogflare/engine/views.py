@@ -99,7 +99,7 @@ def view(row: PredictionRow, parts: Parts) -> PredictionView:
         if row.output_bytes:
             # Nothing: its retention ended after the row was read.
             output = "".join(result).encode() or None
-        elif row.output_items is not None:
+        elif row.output_items is not None and (items or not row.output_items):
             output = b"[" + b",".join(items) + b"]"
     text = row.input if row.input is not None else parts.inputs.get(row.id, "{}")
     return PredictionView(

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -65,7 +65,10 @@ def options_of(url: str) -> Options:
 
 
 def connect_writer(options: Options) -> apsw.Connection:
-    """Open the file for writing, and make it if there is none."""
+    """Open the file for writing, and make it if there is none; then only its owner can read it, and its log."""
+    if options.vfs is None:
+        with suppress(FileExistsError, OSError):
+            os.close(os.open(options.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = _open(options, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
     try:
         if connection.pragma("journal_mode", "wal") != "wal":

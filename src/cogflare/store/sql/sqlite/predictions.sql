@@ -236,14 +236,17 @@ WHERE account = :account AND (:status IS NULL OR status = :status) AND (:model I
 ORDER BY id LIMIT :limit;
 
 -- name: input_parts
-SELECT prediction, data FROM inputs WHERE prediction IN (SELECT value FROM json_each(:predictions))
-ORDER BY prediction, part;
+-- All parts or none: what goes part by part is hidden first.
+SELECT i.prediction, i.data FROM inputs AS i JOIN predictions AS p ON p.id = i.prediction
+WHERE i.prediction IN (SELECT value FROM json_each(:predictions)) AND p.data_removed = 0
+ORDER BY i.prediction, i.part;
 
 -- name: read_chunks
--- `attempts` is a JSON array of [prediction, attempt].
+-- `attempts` is a JSON array of [prediction, attempt]. All chunks or none, as with inputs.
 SELECT c.prediction, c.attempt, c.kind, c.position, c.data
 FROM json_each(:attempts) AS wanted
 JOIN chunks AS c ON c.prediction = wanted.value ->> 0 AND c.attempt = wanted.value ->> 1
+JOIN predictions AS p ON p.id = c.prediction AND p.data_removed = 0
 ORDER BY c.prediction, c.kind, c.position;
 
 -- name: ready_queues
