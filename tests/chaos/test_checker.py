@@ -184,13 +184,16 @@ def test_an_old_attempt_that_begins_late_is_excused_by_what_kept_it() -> None:
 # --- creates that are sent again -------------------------------------------------------------------------------------
 
 
-def sent_twice(again: str, *faults: Event) -> Verdict:
-    """Check a create whose first answer was lost, and that is stored once more when it is sent again."""
+def sent_twice(again: str, *faults: Event, is_late: bool = False) -> Verdict:
+    """Check a create whose first answer was lost, and that is stored twice because it is sent again.
+
+    `is_late`: the one that nobody was told of was made after the other.
+    """
     tale = Tale(0, "plain", 2 * S)
     first, ask = tale.events(), Asked(S, tale.client, tale.tag, "iterator", None, again)
     lost = Unanswered(S + 1, tale.client, tale.tag, "ReadError")
     twin = [
-        msgspec.structs.replace(event, prediction="twin")
+        msgspec.structs.replace(event, prediction="~twin" if is_late else "!twin")
         for event in first
         if isinstance(event, Stored | StoredAttempt)
     ]
@@ -209,6 +212,11 @@ def test_a_create_with_a_count_is_stored_once_unless_the_clock_jumps_between() -
     assert broken_ones(sent_twice("count")) == {6}
     assert broken_ones(sent_twice("count", Fault(0, END, "clock_jump", "server-1", ""))) == {6}
     assert sent_twice("count", Fault(2 * S, END, "clock_jump", "server-1", "")).holds
+
+
+def test_what_arrives_behind_its_own_retry_is_known_by_its_key_only() -> None:
+    assert sent_twice("count", is_late=True).holds
+    assert broken_ones(sent_twice("key", is_late=True)) == {6}
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------

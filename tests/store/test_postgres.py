@@ -14,6 +14,8 @@ from cogflare.store.base import Hint, Statement, Unavailable
 from cogflare.store.open import open_database
 from cogflare.store.postgres import PostgresDatabase
 from cogflare.store.postgres.hints import _pack
+from cogflare.store.postgres.writer import Writer
+from cogflare.store.unit import Unit
 from store.conftest import SQL
 from store.test_database import add, insert, items
 from support.postgres import PostgresServer
@@ -182,6 +184,24 @@ class Proxy:
 async def proxy(url: str) -> AsyncIterator[Proxy]:
     async with Proxy(url) as proxy:
         yield proxy
+
+
+async def test_a_commit_whose_number_a_crash_took_back_did_not_happen(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = Writer._happened
+
+    async def of_the_future(self: Writer, done: list[Unit], xid: str | None) -> bool:
+        return await happened(self, done, str(int(xid or 0) + 1_000_000))
+
+    monkeypatch.setattr(Writer, "_happened", of_the_future)
+    database = open_database(proxy.url, sql=SQL)
+    await database.migrate()
+    await database.write(insert("a"))
+    proxy.cut = "before"
+    assert await database.write(add("a"), insert("b")) == [[(1,)], []]
+    assert await items(database) == {"a": 1, "b": 0}
+    await database.aclose()
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])

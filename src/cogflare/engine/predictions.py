@@ -249,7 +249,8 @@ class Predictions:
             end = len(statements)
             if seat is not None:
                 statements += self._dispatcher.claim(seat)
-            rows = await self._db.write(*statements, hints=[Hint(CHANNEL_ENDED, live.prediction)])
+            landed = store.has_ended(*live.key, result.ending.completed_at)
+            rows = await self._db.write(*statements, hints=[Hint(CHANNEL_ENDED, live.prediction)], landed=landed)
         except Conflict:
             self.drop(live)
             if finish.slot_free:

@@ -7,6 +7,7 @@ from cogflare.domain.clock import Clock
 from cogflare.engine import endings
 from cogflare.engine.live import Live
 from cogflare.store import fleet
+from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint
 from cogflare.store.predictions import PredictionRow
 
@@ -30,10 +31,11 @@ class Stops:
         if stop.unstarted and live is not None and live.started_at is not None:
             # It has just started, and only the store does not know yet.
             return False
-        statements = endings.from_stop(row, live, stop, self._clock.wall())
+        now = self._clock.wall()
+        statements = endings.from_stop(row, live, stop, now)
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
         try:
-            await self._db.write(*statements, hints=hints)
+            await self._db.write(*statements, hints=hints, landed=store.has_ended(row.id, row.attempt, now))
         except Conflict:
             return False
         return True

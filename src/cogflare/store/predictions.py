@@ -243,6 +243,11 @@ def claim(wish: Claim, now: int) -> list[Statement]:
     ]
 
 
+def has_ended(prediction: str, attempt: int, completed_at: int) -> Statement:
+    """Return the read that tells whether the unit that ended a prediction was committed."""
+    return Statement("has_ended", {"prediction": prediction, "attempt": attempt, "completed_at": completed_at})
+
+
 def claimed(rows: Sequence[list[Row]]) -> Claimed | None:
     """Read the answer of a `claim` (the rows of its four statements)."""
     return Claimed(*rows[1][0]) if rows[1] else None

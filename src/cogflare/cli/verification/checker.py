@@ -213,6 +213,8 @@ def _creates(cases: Cases) -> Finding:
     for tag, stored in cases.by_tag.items():
         if len(stored) > 1 and _is_out_of_time(cases, tag, stored):
             finding.notes["twice: the clock jumped between the retries that were to be known by their time"] += 1
+        elif len(stored) > 1 and _came_behind(cases, tag, stored):
+            finding.notes["twice: what was sent first arrived behind its counted retry"] += 1
         elif len(stored) > 1:
             ids = ", ".join(one.prediction for one in stored)
             finding.blame(stored[0].prediction, [f"one create of {tag} is stored {len(stored)} times: {ids}"])
@@ -234,6 +236,18 @@ def _is_out_of_time(cases: Cases, tag: str, stored: Iterable[Stored]) -> bool:
     last = max((told.at for told in accepted if told is not None), default=asked.at)
     jumps = [moment for fault in cases.faults if fault.kind == "clock_jump" for moment in (fault.at, fault.until)]
     return any(asked.at <= moment <= last for moment in jumps)
+
+
+def _came_behind(cases: Cases, tag: str, stored: Iterable[Stored]) -> bool:
+    """Whether the network held back the first sending of a create until after its retry, which carries a count only.
+
+    Then nothing tells the late one from an equal create that is meant. Ids are in the order of their making.
+    """
+    asked = cases.asked.get(tag)
+    if asked is None or asked.again != "count" or tag not in {event.tag for event in cases.unanswered}:
+        return False
+    told = {one.prediction for one in stored if cases.by_id[one.prediction].accepted is not None}
+    return len(told) == 1 and all(one.prediction >= min(told) for one in stored)
 
 
 def _not_whole(cases: Cases, stored: Stored) -> Iterator[str]:

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable
 from contextlib import suppress
 
+import asyncpg
+
 from cogflare.store.base import Conflict, Row, Unavailable
 from cogflare.store.postgres.server import AGAIN, Connection, Server, is_lost, pause, translate
 from cogflare.store.unit import Unit
@@ -133,6 +135,9 @@ class Writer:
                     return bool(await connection.fetch(probe.sql, *probe.values))
                 status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", xid)
                 return bool(status == "committed")
+            except asyncpg.InvalidParameterValueError:
+                # A crash took the number back, and with it all that was done under it.
+                return False
             except Unavailable as error:
                 raise Unavailable(f"the answer to a commit was lost, so the unit may have happened: {error}") from error
             except Exception as error:

@@ -64,6 +64,11 @@ UPDATE flows SET virtual_time = virtual_time + 1000000
 WHERE (queue, flow) = (
     SELECT queue, flow FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL);
 
+-- name: has_ended
+-- Whether the unit that ended the prediction at this moment was committed.
+SELECT 1 FROM predictions
+WHERE id = :prediction AND attempt = :attempt AND phase = 'ended' AND completed_at = :completed_at;
+
 -- name: finish_prediction
 -- Counts for the current attempt even when a rescuer has queued the prediction again and nobody has claimed it yet;
 -- not over an older link, which does not know what the newer one has committed.
