@@ -1,11 +1,13 @@
 """Logs: a failure that goes on does not fill them."""
 
+import json
+import logging
 import time
 
 import pytest
 import structlog
 
-from cogflare.telemetry import Repetitions
+from cogflare.telemetry import Repetitions, configure
 
 
 def test_the_same_failure_is_said_once_a_minute_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +28,21 @@ def test_the_same_failure_is_said_once_a_minute_and_counted(monkeypatch: pytest.
     now += 61
     assert say("store refused", error="full") == {"event": "store refused", "error": "full", "repeated": 5}
     assert say("store refused", error="full") is None
+
+
+def test_what_libraries_say_comes_in_our_format_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.handlers[:], logging.root.level
+    try:
+        configure("json")
+        for _ in range(3):
+            logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    finally:
+        logging.root.handlers[:], logging.root.level = before
+        structlog.reset_defaults()
+    (line,) = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert (said["event"], said["error"], said["level"]) == (
+        "uvicorn.error",
+        "Invalid HTTP request received.",
+        "warning",
+    )

@@ -1,5 +1,6 @@
 """Logs of the server: structured events on standard error, as text for people or JSON for machines."""
 
+import logging
 import sys
 import time
 from collections.abc import MutableMapping
@@ -35,6 +36,15 @@ class Repetitions:
         return event
 
 
+class _Libraries(logging.Handler):
+    """Passes on what libraries say, in our format; what a stranger can make them say again and again is said once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        method = "error" if record.levelno >= logging.ERROR else "warning"
+        told = {"exc_info": record.exc_info} if record.exc_info else {}
+        getattr(structlog.get_logger(), method)(record.name, error=record.getMessage(), **told)
+
+
 def configure(log_format: str) -> None:
     """Set the format of all logs of this process: `text` or `json`."""
     renderer: Any = structlog.processors.JSONRenderer()
@@ -51,3 +61,4 @@ def configure(log_format: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)

@@ -129,6 +129,12 @@ def test_a_data_folder_that_is_in_use_is_refused(stage: Stage) -> None:
     assert server.ask("GET", "/v1/account")["username"] == "me"
 
 
+def test_a_data_folder_is_private_from_the_start(stage: Stage) -> None:
+    data = data_of(stage.server())
+    assert data.stat().st_mode & 0o077 == 0
+    assert (data / "cogflare.db").stat().st_mode & 0o077 == 0
+
+
 def test_a_port_that_is_taken_leaves_no_trace(stage: Stage) -> None:
     server = stage.server()
     folder = stage.folder / "new"

@@ -62,6 +62,7 @@ def _config(settings: Settings, app: Farewell) -> uvicorn.Config:
         server_header=False,
         access_log=False,
         log_level="warning",
+        log_config=None,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.stop_s)),
         ssl_certfile=settings.tls_cert,
@@ -113,7 +114,7 @@ def _alone(settings: Settings) -> Iterator[None]:
         return
     path = Path(url.removeprefix("sqlite:///").partition("?")[0])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = Path(f"{path}.lock").open("a")  # noqa: SIM115 - closed below
     except OSError as error:
         raise SettingsError(f"cannot write in {path.parent} ({error.strerror}); choose another --data") from error

@@ -107,6 +107,7 @@ class CogFolderRunner:
         if left is None or left.server is None or takeover is None or takeover.held is None or not takeover.keep_s:
             return False
         if left.content != launch.content() or (takeover.held and not launch.can_resume()):
+            launch.log("an earlier worker left another model running here: it is ended, with what it runs\n")
             return False
         process = ServerProcess.adopt(left.server.minder, Path(left.server.scratch))
         if process is None:
