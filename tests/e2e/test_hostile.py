@@ -344,7 +344,7 @@ def test_wrong_methods(scene: Scene, server: Server) -> None:
     prediction = f"/v1/predictions/{scene.running}"
     for path, methods in (
         ("/v1/predictions", ["PUT", "DELETE", "PATCH", "OPTIONS"]),
-        (prediction, ["POST", "PUT", "DELETE"]),
+        (prediction, ["POST", "DELETE"]),
         (f"{prediction}/cancel", ["GET", "DELETE"]),
         (CREATE, ["GET", "PUT"]),
         ("/v1/account", ["POST", "DELETE"]),
@@ -459,7 +459,8 @@ def test_odd_parameters(server: Server) -> None:
             assert refused(server.call("GET", f"/v1/predictions?{name}={time}"))["status"] == 400
     for status in ("", "nope", "%00", "SUCCEEDED"):
         assert refused(server.call("GET", f"/v1/predictions?status={status}"))["status"] == 400
-    for query in ("model=%00", "model=" + "x" * 9000, "limit=-1", "limit=abc", "a[]=1", "&&&", "%ff=%fe", "cursor"):
+    assert refused(server.call("GET", "/v1/predictions?model=%00"))["status"] == 400
+    for query in ("model=" + "x" * 9000, "limit=-1", "limit=abc", "a[]=1", "&&&", "%ff=%fe", "cursor"):
         assert server.call("GET", f"/v1/predictions?{query}").status_code == 200, query
 
 
