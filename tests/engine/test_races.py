@@ -21,6 +21,7 @@ class Slow:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self.is_shared = db.is_shared
         self._held: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
         self.refused: set[str] = set()
         self.is_mute = False
@@ -313,6 +314,22 @@ async def test_what_ended_elsewhere_is_not_shown_as_running_here(store: Database
     await here.settle()
     assert (await there.predictions.get(client.account, created.id)).status == "succeeded"
     assert (await here.predictions.get(client.account, created.id)).status == "succeeded"
+
+
+async def test_a_cancel_that_another_node_has_told_is_not_taken_back_here(store: Database) -> None:
+    if not store.is_shared:
+        pytest.skip("one node alone writes to a SQLite file")
+    mute = Slow(store)
+    mute.is_mute = True
+    here, there = Rig(store, node="here"), Rig(mute, node="there")
+    worker, client = await here.worker(), await here.caller("ada")
+    created = await here.create(client)
+    await worker.start(await worker.next())
+    await here.checkpoints.tick()
+    assert (await here.predictions.get(client.account, created.id)).status == "processing"
+    assert (await there.predictions.cancel(client.account, created.id)).status == "canceled"
+    assert created.id in here.predictions.lives, "nobody has told it"
+    assert (await here.predictions.get(client.account, created.id)).status == "canceled"
 
 
 @pytest.mark.parametrize("how", ["closed", "replaced", "goodbye"])

@@ -1,7 +1,7 @@
 """Predictions from create to end: create, read, cancel and finish.
 
-Each transition is one unit with a compare-and-set on (phase, attempt); whoever loses looks again. Predictions that run
-on this node are answered from memory (`lives`); everything else from the store.
+Each transition is one unit with a compare-and-set on (phase, attempt); whoever loses looks again. What runs on
+this node is in memory (`lives`), ahead of the store; it is answered from there, where no other node writes to the store.
 """
 
 import asyncio
@@ -141,20 +141,14 @@ class Predictions:
     async def get(self, account: str, prediction: str) -> PredictionView:
         """Return a prediction as it stands now; raises `NotFound`."""
         live = self.lives.get(prediction)
-        if live is None or live.account != account:
-            found = await self._read(account, prediction)
-            live = self.lives.get(found.id)
-            if live is None or found.is_ended or found.attempt > live.attempt:
-                return found
-            if found.attempt == live.attempt:
-                live.base = live.base or found
-        if live.base is None:
-            found = await self._read(account, live.prediction)
-            if found.is_ended or found.attempt != live.attempt:
-                return found
-            live.base = found
-            return await self.get(account, live.prediction)
-        return view_live(live.base, live)
+        if live is not None and live.account == account and live.base is not None and not self._db.is_shared:
+            return view_live(live.base, live)
+        # Where other nodes write, one may have ended it and said so, and this one has not heard of it yet.
+        found = await self._read(account, prediction)
+        shown = self._overlaid(found)
+        if shown is not found:
+            self.lives[found.id].base = found
+        return shown
 
     async def page(self, query: Query) -> Page:
         """Return a page of predictions, newest first; it ends early where it would be larger than `PAGE_BYTES`."""

@@ -42,6 +42,11 @@ class Storage:
                 await self.write(written, Statement("remove_probe", probe))
         return _LOOK_S
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may write too, see `Database`."""
+        return self._db.is_shared
+
     async def read(self, name: str, /, **params: Value) -> list[Row]:
         """Run one named query, see `Database`."""
         try:

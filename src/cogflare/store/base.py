@@ -87,6 +87,11 @@ Progress = Callable[[str, int, int], None]
 class Database(Protocol):
     """Durable storage of rows. Implementations: `store.sqlite.SQLiteDatabase`, `store.postgres.PostgresDatabase`."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may write too, so that what this one remembers can be behind."""
+        ...
+
     async def read(self, name: str, /, **params: Value) -> list[Row]:
         """Run one named query on a committed snapshot and return all its rows."""
         ...

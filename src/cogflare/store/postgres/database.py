@@ -31,6 +31,8 @@ class PostgresDatabase:
     see `Server`.
     """
 
+    is_shared = True
+
     def __init__(
         self,
         url: str,

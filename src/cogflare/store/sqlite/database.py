@@ -29,6 +29,8 @@ class SQLiteDatabase:
     the most units that one commit may carry, `bounds` how many may wait.
     """
 
+    is_shared = False
+
     def __init__(
         self,
         options: Options,
