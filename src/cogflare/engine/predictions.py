@@ -1,7 +1,7 @@
 """Predictions from create to end: create, read, cancel and finish.
 
 Each transition is one unit with a compare-and-set on (phase, attempt); whoever loses looks again. What runs on
-this node is in memory (`lives`), ahead of the store; it is answered from there, where no other node writes to the store.
+this node is in memory (`lives`), ahead of the store, and is answered from there if no other node writes to the store.
 """
 
 import asyncio
