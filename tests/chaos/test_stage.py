@@ -363,10 +363,13 @@ async def test_a_plan_is_played_noted_and_lifted_early_when_the_clients_are_done
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import asyncio, json, sys
+import asyncio, json, signal, sys
 from pathlib import Path
 from cogflare.cli.verification.history import Recorder
 from cogflare.cli.verification.stage import Stage
+
+# The tests may run with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def main(folder):
     history = folder / "history.jsonl"

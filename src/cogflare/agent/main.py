@@ -156,7 +156,8 @@ class _Signals:
     def __enter__(self) -> "_Signals":
         loop = asyncio.get_running_loop()
         for number in _STOPS:
-            if signal.getsignal(number) is signal.SIG_IGN:  # as nohup wants it
+            # nohup means it. A script's shell has what it starts in the background ignore SIGINT, and means nothing.
+            if number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             # Not possible on Windows and outside the main thread, where Ctrl-C stays what it was.
             with suppress(NotImplementedError, RuntimeError, ValueError):
