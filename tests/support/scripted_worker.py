@@ -36,6 +36,8 @@ from cogflare.agent.main import agent_end
 from cogflare.agent.runners.base import Event, Finished, Job, Log, LogSink, Offer, Output, RunLost, Started
 from cogflare.agent.shelf import Shelf
 from cogflare.agent.transfer import Transfer
+from cogflare.cli.verification import actor
+from cogflare.cli.verification.model import Kind
 from cogflare.domain.ids import new_id
 
 _INPUTS: dict[str, dict[str, Any]] = {
@@ -51,35 +53,13 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "crash": {"type": "integer", "minimum": 0, "default": 0},
     "stubborn": {"type": "number", "minimum": 0, "default": 0},
 }
-_OUTPUTS: dict[str, dict[str, Any]] = {
-    "single": {"title": "Output"},
-    "iterator": {"title": "Output", "type": "array", "items": {}, "x-cog-array-type": "iterator"},
-    "text": {
-        "title": "Output",
-        "type": "array",
-        "items": {"type": "string"},
-        "x-cog-array-type": "iterator",
-        "x-cog-array-display": "concatenate",
-    },
-}
+VERSIONS = actor.VERSIONS
 FLOOD = "flood " * 170 + "ing\n"
-VERSIONS = {"single": "1" * 64, "iterator": "2" * 64, "text": "3" * 64}
 
 
-def schema(kind: str) -> dict[str, Any]:
+def schema(kind: Kind) -> dict[str, Any]:
     """Return the OpenAPI document of a model of this kind, as Cog would write it."""
-    fields = {name: {"title": name, "x-order": order, **field} for order, (name, field) in enumerate(_INPUTS.items())}
-    return {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.1.0"},
-        "paths": {},
-        "components": {
-            "schemas": {
-                "Input": {"title": "Input", "type": "object", "properties": fields},
-                "Output": _OUTPUTS[kind],
-            }
-        },
-    }
+    return actor.schema(kind, _INPUTS, required=())
 
 
 def item(index: int) -> str:

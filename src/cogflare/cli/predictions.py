@@ -1,5 +1,6 @@
 """`cogflare predictions`: what was asked for, how it went, and on whom it ran."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import click
@@ -108,7 +109,7 @@ def cancel(
     if model is not None and not MODEL.fullmatch(model):
         raise click.UsageError(f"{model!r} is no model: write owner/name")
     if prediction_ids:
-        _cancel_named(client, prediction_ids)
+        _ask_each(client, prediction_ids, "cancel", "status")
         return
     what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     if not yes:
@@ -138,16 +139,17 @@ def _cancel_matching(client: Client, filters: dict[str, str]) -> None:
     click.echo(f"{canceled}\tcanceled")
 
 
-def _cancel_named(client: Client, prediction_ids: tuple[str, ...]) -> None:
+def _ask_each(client: Client, prediction_ids: Iterable[str], verb: str, field: str) -> None:
+    """Ask the same of each and print this field of each answer; the exit code tells of those that were refused."""
     refused = False
     for prediction_id in prediction_ids:
         try:
-            state = client.post(f"/v1/predictions/{quoted(prediction_id)}/cancel")
+            answer = client.post(f"/v1/predictions/{quoted(prediction_id)}/{verb}")
         except ApiError as error:
             click.echo(f"{prediction_id}\t{error.message}", err=True)
             refused = True
         else:
-            click.echo(f"{prediction_id}\t{state['status']}")
+            click.echo(f"{prediction_id}\t{answer[field]}")
     if refused:
         raise SystemExit(ApiError.exit_code)
 
@@ -161,17 +163,8 @@ def requeue(client: Client, prediction_ids: tuple[str, ...], is_all: bool) -> No
     if bool(prediction_ids) == is_all:
         raise click.UsageError("name predictions, or --all")
     struck_out = client.pages("/v1/predictions", _EVERYTHING, struck_out="true") if is_all else ()
-    refused = False
-    for prediction_id in prediction_ids or (str(prediction["id"]) for prediction in struck_out):
-        try:
-            made = client.post(f"/v1/predictions/{quoted(prediction_id)}/requeue")
-        except ApiError as error:
-            click.echo(f"{prediction_id}\t{error.message}", err=True)
-            refused = True
-        else:
-            click.echo(f"{prediction_id}\t{made['id']}")
-    if refused:
-        raise SystemExit(ApiError.exit_code)
+    ids = prediction_ids or (str(prediction["id"]) for prediction in struck_out)
+    _ask_each(client, ids, "requeue", "id")
 
 
 @predictions.command()

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,18 @@ _OUTPUTS: dict[Kind, dict[str, Any]] = {
 }
 
 
-def schema(kind: Kind) -> dict[str, Any]:
-    """Return the OpenAPI document of a model of this kind, as Cog would write it."""
-    fields = {name: {"title": name, "x-order": order, **field} for order, (name, field) in enumerate(_INPUTS.items())}
+def schema(
+    kind: Kind, inputs: dict[str, dict[str, Any]] = _INPUTS, required: Sequence[str] = ("tag",)
+) -> dict[str, Any]:
+    """Return the OpenAPI document of a model of this kind with these inputs, as Cog would write it."""
+    fields = {name: {"title": name, "x-order": order, **field} for order, (name, field) in enumerate(inputs.items())}
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
         "paths": {},
         "components": {
             "schemas": {
-                "Input": {"title": "Input", "type": "object", "properties": fields, "required": ["tag"]},
+                "Input": {"title": "Input", "type": "object", "properties": fields, "required": list(required)},
                 "Output": _OUTPUTS[kind],
             }
         },

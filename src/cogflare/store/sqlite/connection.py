@@ -67,7 +67,8 @@ def options_of(url: str) -> Options:
 def connect_writer(options: Options) -> apsw.Connection:
     """Open the file for writing, and make it if there is none; then only its owner can read it, and its log."""
     if options.vfs is None:
-        with suppress(FileExistsError, OSError):
+        # It may be there; and what else is wrong with the place SQLite says itself.
+        with suppress(OSError):
             os.close(os.open(options.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = _open(options, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
     try:
