@@ -28,6 +28,17 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION public.prediction_ended() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO deliveries (id, account, prediction, event, url, host, state, next_try_at, created_at)
+    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, ''), 'pending',
+        new.completed_at, new.completed_at);
+    RETURN NULL;
+END;
+$$;
+
 CREATE TABLE public.accounts (
     id text NOT NULL COLLATE pg_catalog."C",
     username text NOT NULL COLLATE pg_catalog."C",
@@ -72,17 +83,32 @@ CREATE TABLE public.deliveries (
     id text NOT NULL COLLATE pg_catalog."C",
     account text NOT NULL COLLATE pg_catalog."C",
     prediction text NOT NULL COLLATE pg_catalog."C",
-    event text NOT NULL,
+    event text NOT NULL COLLATE pg_catalog."C",
     url text NOT NULL,
+    host text NOT NULL COLLATE pg_catalog."C",
     state text NOT NULL COLLATE pg_catalog."C",
     tries bigint DEFAULT 0 NOT NULL,
     next_try_at bigint,
-    last_status bigint,
-    last_error text,
+    give_up_at bigint,
     created_at bigint NOT NULL,
     ended_at bigint,
     CONSTRAINT deliveries_event_check CHECK ((event = ANY (ARRAY['start'::text, 'output'::text, 'logs'::text, 'completed'::text]))),
     CONSTRAINT deliveries_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
+);
+
+CREATE TABLE public.delivery_tries (
+    delivery text NOT NULL COLLATE pg_catalog."C",
+    try bigint NOT NULL,
+    at bigint NOT NULL,
+    duration_us bigint NOT NULL,
+    status bigint,
+    error text,
+    answer text
+);
+
+CREATE TABLE public.file_uses (
+    file text NOT NULL COLLATE pg_catalog."C",
+    prediction text NOT NULL COLLATE pg_catalog."C"
 );
 
 CREATE TABLE public.files (
@@ -177,6 +203,8 @@ CREATE TABLE public.predictions (
     start_by bigint,
     struck_out bigint DEFAULT 0 NOT NULL,
     requeued_as text COLLATE pg_catalog."C",
+    webhook_host text,
+    webhook_origin text,
     CONSTRAINT predictions_phase_check CHECK ((phase = ANY (ARRAY['queued'::text, 'parked'::text, 'assigned'::text, 'running'::text, 'ended'::text])))
 );
 
@@ -195,6 +223,16 @@ CREATE TABLE public.schema_version (
     version bigint NOT NULL
 );
 
+CREATE TABLE public.secrets (
+    account text NOT NULL COLLATE pg_catalog."C",
+    purpose text NOT NULL COLLATE pg_catalog."C",
+    id text NOT NULL COLLATE pg_catalog."C",
+    sealed text NOT NULL,
+    created_at bigint NOT NULL,
+    expires_at bigint,
+    CONSTRAINT secrets_purpose_check CHECK ((purpose = ANY (ARRAY['webhooks'::text, 'files'::text])))
+);
+
 CREATE TABLE public.tokens (
     id text NOT NULL COLLATE pg_catalog."C",
     account text NOT NULL COLLATE pg_catalog."C",
@@ -206,6 +244,12 @@ CREATE TABLE public.tokens (
     expires_at bigint,
     revoked_at bigint,
     CONSTRAINT tokens_kind_check CHECK ((kind = ANY (ARRAY['admin'::text, 'api'::text, 'worker'::text])))
+);
+
+CREATE TABLE public.vault (
+    id bigint NOT NULL,
+    fingerprint text NOT NULL,
+    CONSTRAINT vault_id_check CHECK ((id = 1))
 );
 
 CREATE TABLE public.versions (
@@ -256,6 +300,12 @@ ALTER TABLE ONLY public.chunks
 ALTER TABLE ONLY public.deliveries
     ADD CONSTRAINT deliveries_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.delivery_tries
+    ADD CONSTRAINT delivery_tries_pkey PRIMARY KEY (delivery, try);
+
+ALTER TABLE ONLY public.file_uses
+    ADD CONSTRAINT file_uses_pkey PRIMARY KEY (file, prediction);
+
 ALTER TABLE ONLY public.files
     ADD CONSTRAINT files_pkey PRIMARY KEY (id);
 
@@ -280,11 +330,17 @@ ALTER TABLE ONLY public.queue_entries
 ALTER TABLE ONLY public.schema_version
     ADD CONSTRAINT schema_version_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY public.secrets
+    ADD CONSTRAINT secrets_pkey PRIMARY KEY (account, purpose, id);
+
 ALTER TABLE ONLY public.tokens
     ADD CONSTRAINT tokens_hash_key UNIQUE (hash);
 
 ALTER TABLE ONLY public.tokens
     ADD CONSTRAINT tokens_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.vault
+    ADD CONSTRAINT vault_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.versions
     ADD CONSTRAINT versions_pkey PRIMARY KEY (account, id, owner, name);
@@ -294,15 +350,23 @@ ALTER TABLE ONLY public.workers
 
 CREATE INDEX attempts_open ON public.attempts USING btree (holder, claim) WHERE ((ended_at IS NULL) OR (slot_freed_at IS NULL));
 
+CREATE INDEX deliveries_by_account ON public.deliveries USING btree (account, id);
+
 CREATE INDEX deliveries_by_prediction ON public.deliveries USING btree (prediction);
 
-CREATE INDEX deliveries_due ON public.deliveries USING btree (next_try_at) WHERE (state = 'pending'::text);
+CREATE INDEX deliveries_due ON public.deliveries USING btree (host, next_try_at) WHERE (state = 'pending'::text);
 
-CREATE INDEX files_by_account ON public.files USING btree (account, id) WHERE (purpose = 'input'::text);
+CREATE INDEX deliveries_ended ON public.deliveries USING btree (ended_at) WHERE (state <> 'pending'::text);
+
+CREATE INDEX file_uses_by_prediction ON public.file_uses USING btree (prediction);
+
+CREATE INDEX files_by_account ON public.files USING btree (account, id) WHERE ((purpose = 'input'::text) AND (prediction IS NULL));
 
 CREATE INDEX files_by_attempt ON public.files USING btree (prediction, attempt) WHERE (prediction IS NOT NULL);
 
 CREATE INDEX files_expired ON public.files USING btree (id) WHERE (state = 'expired'::text);
+
+CREATE INDEX files_expiring ON public.files USING btree (expires_at) WHERE ((expires_at IS NOT NULL) AND (state <> 'expired'::text));
 
 CREATE INDEX files_pending ON public.files USING btree (created_at) WHERE (state = 'pending'::text);
 
@@ -343,6 +407,8 @@ CREATE INDEX versions_by_model ON public.versions USING btree (account, owner, n
 CREATE INDEX workers_by_account ON public.workers USING btree (account, id);
 
 CREATE INDEX workers_quarantined ON public.workers USING btree (id) WHERE (quarantine IS NOT NULL);
+
+CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON public.predictions FOR EACH ROW WHEN (((new.phase = 'ended'::text) AND (old.phase <> 'ended'::text) AND (new.webhook IS NOT NULL) AND ((new.webhook_events IS NULL) OR (new.webhook_events ~~ '%"completed"%'::text)))) EXECUTE FUNCTION public.prediction_ended();
 
 CREATE TRIGGER queue_entries_added AFTER INSERT ON public.queue_entries FOR EACH ROW WHEN ((new.not_before IS NULL)) EXECUTE FUNCTION public.flow_gains_entry();
 

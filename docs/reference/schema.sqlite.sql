@@ -47,18 +47,41 @@ CREATE TABLE deliveries (
     prediction TEXT NOT NULL,
     event TEXT NOT NULL CHECK (event IN ('start', 'output', 'logs', 'completed')),
     url TEXT NOT NULL,
+    host TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'failed')),
     tries INTEGER NOT NULL DEFAULT 0,
     next_try_at INTEGER,
-    last_status INTEGER,
-    last_error TEXT,
+    give_up_at INTEGER,
     created_at INTEGER NOT NULL,
     ended_at INTEGER
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX deliveries_due ON deliveries (next_try_at) WHERE state = 'pending';
+CREATE INDEX deliveries_due ON deliveries (host, next_try_at) WHERE state = 'pending';
+
+CREATE INDEX deliveries_by_account ON deliveries (account, id);
 
 CREATE INDEX deliveries_by_prediction ON deliveries (prediction);
+
+CREATE INDEX deliveries_ended ON deliveries (ended_at) WHERE state <> 'pending';
+
+CREATE TABLE delivery_tries (
+    delivery TEXT NOT NULL,
+    try INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    duration_us INTEGER NOT NULL,
+    status INTEGER,
+    error TEXT,
+    answer TEXT,
+    PRIMARY KEY (delivery, try)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE file_uses (
+    file TEXT NOT NULL,
+    prediction TEXT NOT NULL,
+    PRIMARY KEY (file, prediction)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX file_uses_by_prediction ON file_uses (prediction);
 
 CREATE TABLE files (
     id TEXT PRIMARY KEY,
@@ -79,11 +102,13 @@ CREATE TABLE files (
 
 CREATE INDEX files_by_attempt ON files (prediction, attempt) WHERE prediction IS NOT NULL;
 
-CREATE INDEX files_by_account ON files (account, id) WHERE purpose = 'input';
-
 CREATE INDEX files_pending ON files (created_at) WHERE state = 'pending';
 
 CREATE INDEX files_expired ON files (id) WHERE state = 'expired';
+
+CREATE INDEX files_by_account ON files (account, id) WHERE purpose = 'input' AND prediction IS NULL;
+
+CREATE INDEX files_expiring ON files (expires_at) WHERE expires_at IS NOT NULL AND state <> 'expired';
 
 CREATE TABLE flows (
     queue TEXT NOT NULL,
@@ -164,7 +189,7 @@ CREATE TABLE predictions (
     webhook_events TEXT,
     stream_key TEXT NOT NULL,
     data_removed INTEGER NOT NULL DEFAULT 0
-, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT) STRICT;
+, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT, webhook_host TEXT, webhook_origin TEXT) STRICT;
 
 CREATE INDEX predictions_by_account ON predictions (account, id);
 
@@ -201,6 +226,16 @@ CREATE INDEX queue_entries_parked ON queue_entries (not_before) WHERE not_before
 
 CREATE TABLE schema_version (version INTEGER NOT NULL PRIMARY KEY);
 
+CREATE TABLE secrets (
+    account TEXT NOT NULL,
+    purpose TEXT NOT NULL CHECK (purpose IN ('webhooks', 'files')),
+    id TEXT NOT NULL,
+    sealed TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    PRIMARY KEY (account, purpose, id)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE tokens (
     id TEXT PRIMARY KEY,
     account TEXT NOT NULL REFERENCES accounts (id),
@@ -214,6 +249,11 @@ CREATE TABLE tokens (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX tokens_by_account ON tokens (account, id);
+
+CREATE TABLE vault (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    fingerprint TEXT NOT NULL
+) STRICT;
 
 CREATE TABLE versions (
     account TEXT NOT NULL,
@@ -248,6 +288,15 @@ CREATE TABLE workers (
 CREATE INDEX workers_by_account ON workers (account, id);
 
 CREATE INDEX workers_quarantined ON workers (id) WHERE quarantine IS NOT NULL;
+
+CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON predictions
+WHEN new.phase = 'ended' AND old.phase <> 'ended' AND new.webhook IS NOT NULL
+    AND (new.webhook_events IS NULL OR new.webhook_events LIKE '%"completed"%')
+BEGIN
+    INSERT INTO deliveries (id, account, prediction, event, url, host, state, next_try_at, created_at)
+    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, ''), 'pending',
+        new.completed_at, new.completed_at);
+END;
 
 CREATE TRIGGER queue_entries_added AFTER INSERT ON queue_entries WHEN new.not_before IS NULL
 BEGIN

@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 _PREFIX = "COGFLARE_"
-_LISTS = frozenset({"trusted_proxies"})
+_LISTS = frozenset({"trusted_proxies", "outgoing_networks"})
 _POSITIVE = (
     *("max_body", "max_file_bytes", "max_result_bytes", "max_strikes", "max_log_bytes", "max_output_bytes"),
     *("lease_s", "close_grace_s", "heartbeat_s", "silence_s", "stop_s", "retry_first_s", "retry_cap_s"),
     *("quarantine_after", "quarantine_s", "max_queued", "max_queued_model"),
+    *("max_upload_bytes", "upload_kept_s", "webhook_timeout_s", "webhook_give_up_s"),
 )
-_NOT_NEGATIVE = ("run_limit_s", "start_limit_s", "retain_data_s", "retain_records_s")
+_NOT_NEGATIVE = ("run_limit_s", "start_limit_s", "retain_data_s", "retain_records_s", "max_inline_bytes")
 _LONGEST_S = 1e10
 _RETENTIONS = {"replicate": 3600.0}
 
@@ -47,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name of this server among those that share a database; empty: the host's name."""
     admin_token: str | None = None
     """Secret of an admin token that always works; empty: the first start makes one and shows it once."""
+    secret_key: str | None = None
+    """Key of what is stored sealed (secrets of webhooks); empty: the first start makes one in the data folder."""
     max_body: int = 32 * 1024 * 1024
     max_file_bytes: int = 2 * 1024**3
     max_result_bytes: int = 16 * 1024 * 1024
@@ -83,6 +86,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long inputs, outputs, logs and files are kept after the end of their prediction; 0: for ever."""
     retain_records_s: float = 365 * 86_400.0
     """How long the record of a prediction is kept, without its data; 0: for ever."""
+    storage: str = ""
+    """Where files are: `s3://bucket` or `s3://bucket/prefix`; empty: in the data folder."""
+    s3_endpoint: str | None = None
+    """Of a service that is not Amazon's, such as `https://ACCOUNT.r2.cloudflarestorage.com`."""
+    s3_region: str = ""
+    """Empty: `auto` with an endpoint of one's own, else `us-east-1`."""
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: str | None = None
+    s3_public_url: str | None = None
+    """Domain under which the bucket is public; downloads are sent there."""
+    s3_direct_uploads: bool = True
+    """Whether workers send files straight to the bucket; else through this server."""
+    s3_direct_downloads: bool = True
+    """Whether downloads are sent on to the bucket; else they come through this server."""
+    max_upload_bytes: int = 100 * 1024 * 1024
+    """Largest file that a client may upload."""
+    upload_kept_s: float = 86_400.0
+    """How long a client's file is kept."""
+    max_inline_bytes: int = 256 * 1024
+    """Largest data URL that stays in an input; a larger one is moved to the storage; 0: all are."""
+    outgoing_networks: tuple[str, ...] = ()
+    """Networks inside, such as `127.0.0.0/8`, that webhooks may reach all the same."""
+    webhook_timeout_s: float = 10.0
+    webhook_give_up_s: float = 86_400.0
+    """How long the message about an end is tried again."""
     stop_s: float = 10.0
     """Limit of a graceful stop."""
     log_format: str = "text"

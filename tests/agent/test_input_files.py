@@ -18,7 +18,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cogflare.agent.address import ServerAddress
-from cogflare.agent.guard import Forbidden, GuardedNetwork, is_public
+from cogflare.net.guard import Forbidden, GuardedNetwork, is_public
 from cogflare.agent.inputs import InputError, InputFiles, Limits
 from cogflare.agent.shelf import Shelf
 from support.until import names

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.agent.address import ServerAddress
-from cogflare.agent.guard import Forbidden, GuardedNetwork
+from cogflare.net.guard import Forbidden, GuardedNetwork
 from cogflare.agent.shelf import Shelf
 from cogflare.domain.schemas import BadSchema, input_schema
 
