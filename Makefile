@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Tests wait more than they compute. For a debugger: make test PYTEST_ARGS="-n 0 --pdb -k name"
+TEST_PROCESSES ?= 4
 DEMO_ARGS ?=
 SERVE_ARGS ?=
 BENCH_ARGS ?=
@@ -42,7 +44,7 @@ serve: $(STAMP) ## run a server on this machine, data in ./cogflare-data
 
 test: check ## check, then all tests (PYTEST_ARGS="-k name -x" passes through)
 	@echo "==> tests"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, types, layers, sizes; runs nothing
 	@echo "==> ruff"
@@ -62,10 +64,16 @@ chaos: $(STAMP) ## try hard to break it: 30 runs under faults, an hour (CHAOS_AR
 	@PYTHONPATH=tests $(BIN)/python -m chaos.long $(CHAOS_ARGS)
 	@$(BIN)/python -m pytest tests/chaos/long_absences.py
 
-lock: $(STAMP) ## resolve requirements/*.txt anew from pyproject.toml
+lock: $(STAMP) ## resolve requirements/*.txt and what pins the clients of the tests anew
 	@$(COMPILE) pyproject.toml --group dev -o requirements/dev.txt >/dev/null
 	@$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt >/dev/null
 	@$(COMPILE) --group bootstrap -c requirements/dev.txt -o requirements/uv.txt >/dev/null
+	@for client in tests/clients/replicate-python-*; do \
+		$(COMPILE) $$client/requirements.in -o $$client/requirements.txt >/dev/null || exit 1; \
+	done
+	@if command -v npm >/dev/null; then for folder in tests/clients/replicate-js tests/support/miniflare; do \
+		(cd $$folder && npm install --silent --package-lock-only --omit-lockfile-registry-resolved) || exit 1; \
+	done; fi
 
 docs: $(STAMP) ## write docs/reference/cli.md anew from the commands
 	@PYTHONPATH=tests $(BIN)/python -m support.cli_reference >docs/reference/cli.md.new

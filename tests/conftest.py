@@ -1,6 +1,10 @@
-"""Fixtures of all tests: one PostgreSQL server a session, and a fresh database of each kind per test."""
+"""Fixtures of all tests: one PostgreSQL server a session, and a fresh database of each kind per test.
+
+`make test` shares the tests among several processes (pytest-xdist), a file to one of them; each has servers of its own.
+"""
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +12,24 @@ import pytest
 
 from cogflare.store.base import Database
 from cogflare.store.open import open_database
+from support.buckets import Miniflare, Moto
 from support.postgres import PostgresServer
+
+ROOT = Path(__file__).parent
+# What waits most comes first where several processes share the tests, so that none is left with it at the end.
+SLOWEST = ("e2e", "chaos", "agent", "cli")
+
+
+def is_one_of_many() -> bool:
+    """Whether other processes run tests of this run too."""
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in an order that is good for several processes, each of which takes one file after the other."""
+    if is_one_of_many():
+        rank = {ROOT / name: number for number, name in enumerate(SLOWEST)}
+        items.sort(key=lambda item: rank.get(item.path.parent, len(SLOWEST)))
 
 
 @pytest.fixture(scope="session")
@@ -17,8 +38,35 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
+def cog_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which real workers keep the environments of their models: each is built once, by one of us."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if is_one_of_many() else base) / "environments"
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     server = PostgresServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Moto]:
+    server = Moto()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def miniflare() -> Iterator[Miniflare]:
+    if not Miniflare.is_possible():
+        pytest.skip("Node, which runs Cloudflare's simulator of R2, is not on this machine")
+    server = Miniflare()
     try:
         yield server.start()
     finally:

@@ -123,8 +123,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert rows.keys() == fields.keys()
     for name, value in fields.items():
         if isinstance(value, int | float) or (value and isinstance(value, str)):
-            shown = f"`{value:.15g}`" if isinstance(value, float) else f"`{value}`"
-            assert shown in rows[name], name
+            shown = f"{value:.15g}" if isinstance(value, float) else str(value)
+            assert f"`{shown.lower() if isinstance(value, bool) else shown}`" in rows[name], name
 
 
 def test_all_pages_are_in_the_index() -> None:

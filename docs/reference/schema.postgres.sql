@@ -33,7 +33,7 @@ CREATE FUNCTION public.prediction_ended() RETURNS trigger
     AS $$
 BEGIN
     INSERT INTO deliveries (id, account, prediction, event, url, host, state, next_try_at, created_at)
-    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, ''), 'pending',
+    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, 'unknown'), 'pending',
         new.completed_at, new.completed_at);
     RETURN NULL;
 END;
@@ -92,6 +92,8 @@ CREATE TABLE public.deliveries (
     give_up_at bigint,
     created_at bigint NOT NULL,
     ended_at bigint,
+    items bigint,
+    log_bytes bigint,
     CONSTRAINT deliveries_event_check CHECK ((event = ANY (ARRAY['start'::text, 'output'::text, 'logs'::text, 'completed'::text]))),
     CONSTRAINT deliveries_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
 );
@@ -358,6 +360,8 @@ CREATE INDEX deliveries_due ON public.deliveries USING btree (host, next_try_at)
 
 CREATE INDEX deliveries_ended ON public.deliveries USING btree (ended_at) WHERE (state <> 'pending'::text);
 
+CREATE INDEX deliveries_undelivered ON public.deliveries USING btree (account, id) WHERE (state <> 'delivered'::text);
+
 CREATE INDEX file_uses_by_prediction ON public.file_uses USING btree (prediction);
 
 CREATE INDEX files_by_account ON public.files USING btree (account, id) WHERE ((purpose = 'input'::text) AND (prediction IS NULL));
@@ -408,7 +412,7 @@ CREATE INDEX workers_by_account ON public.workers USING btree (account, id);
 
 CREATE INDEX workers_quarantined ON public.workers USING btree (id) WHERE (quarantine IS NOT NULL);
 
-CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON public.predictions FOR EACH ROW WHEN (((new.phase = 'ended'::text) AND (old.phase <> 'ended'::text) AND (new.webhook IS NOT NULL) AND ((new.webhook_events IS NULL) OR (new.webhook_events ~~ '%"completed"%'::text)))) EXECUTE FUNCTION public.prediction_ended();
+CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON public.predictions FOR EACH ROW WHEN (((new.phase = 'ended'::text) AND (old.phase <> 'ended'::text) AND (new.webhook IS NOT NULL))) EXECUTE FUNCTION public.prediction_ended();
 
 CREATE TRIGGER queue_entries_added AFTER INSERT ON public.queue_entries FOR EACH ROW WHEN ((new.not_before IS NULL)) EXECUTE FUNCTION public.flow_gains_entry();
 

@@ -53,12 +53,16 @@ CREATE TABLE deliveries (
     next_try_at INTEGER,
     give_up_at INTEGER,
     created_at INTEGER NOT NULL,
-    ended_at INTEGER
+    ended_at INTEGER,
+    items INTEGER,
+    log_bytes INTEGER
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX deliveries_due ON deliveries (host, next_try_at) WHERE state = 'pending';
 
 CREATE INDEX deliveries_by_account ON deliveries (account, id);
+
+CREATE INDEX deliveries_undelivered ON deliveries (account, id) WHERE state <> 'delivered';
 
 CREATE INDEX deliveries_by_prediction ON deliveries (prediction);
 
@@ -291,10 +295,9 @@ CREATE INDEX workers_quarantined ON workers (id) WHERE quarantine IS NOT NULL;
 
 CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON predictions
 WHEN new.phase = 'ended' AND old.phase <> 'ended' AND new.webhook IS NOT NULL
-    AND (new.webhook_events IS NULL OR new.webhook_events LIKE '%"completed"%')
 BEGIN
     INSERT INTO deliveries (id, account, prediction, event, url, host, state, next_try_at, created_at)
-    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, ''), 'pending',
+    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, 'unknown'), 'pending',
         new.completed_at, new.completed_at);
 END;
 

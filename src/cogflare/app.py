@@ -1,26 +1,38 @@
 """The only composition root: from settings to a running server node."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import structlog
 from starlette.routing import Route
 
 from cogflare import __version__
-from cogflare.api import admin, catalog, files, predictions, work
+from cogflare.api import admin, catalog, files, predictions, sse, uploads, webhooks, work
 from cogflare.api.context import Api
 from cogflare.api.gateway import Gateway
 from cogflare.api.origin import TrustedProxies, check_public_url
 from cogflare.api.routing import Application, table
-from cogflare.blobs.local import LocalBlobStore
+from cogflare.api.wire import Links
+from cogflare.blobs.base import BlobError, BlobRefused, BlobStore
+from cogflare.blobs.bucket import S3Options
+from cogflare.blobs.open import open_blobs
 from cogflare.domain.clock import Clock
 from cogflare.engine.accounts import Accounts
 from cogflare.engine.adoption import Ground, LinkTimes
+from cogflare.engine.announcements import Announcements
 from cogflare.engine.backoff import Backoff, Releases
 from cogflare.engine.catalog import Bounds, Catalog
+from cogflare.engine.deliveries import Deliveries
+from cogflare.engine.deliverylog import DeliveryLog
 from cogflare.engine.dispatcher import Dispatcher
+from cogflare.engine.downloads import Downloads
 from cogflare.engine.files import Files
 from cogflare.engine.health import Health
+from cogflare.engine.hosts import Hosts
+from cogflare.engine.inputs import Inputs
 from cogflare.engine.leases import Leases
 from cogflare.engine.limits import Limits
 from cogflare.engine.links import Fleet
@@ -29,14 +41,27 @@ from cogflare.engine.predictions import Predictions
 from cogflare.engine.pruning import Terms
 from cogflare.engine.repeats import Repeats
 from cogflare.engine.retention import Retention
-from cogflare.engine.service import Checkpoints, Engine, Tasks
+from cogflare.engine.secrets import Secrets, Signer
+from cogflare.engine.service import Checkpoints, Engine, Tasks, Tick
 from cogflare.engine.sizes import Sizes
 from cogflare.engine.stops import Stops
 from cogflare.engine.storage import Storage
+from cogflare.engine.streams import Streams
+from cogflare.engine.uploads import Uploads
+from cogflare.engine.views import PredictionView
 from cogflare.engine.waiters import Waiters
+from cogflare.engine.webhooks import Courier, Render
+from cogflare.engine.webhooks import Terms as WebhookTerms
+from cogflare.net.addresses import Reach
+from cogflare.net.outgoing import Outgoing
 from cogflare.settings import Settings, SettingsError
 from cogflare.store.base import Database
 from cogflare.store.open import open_database
+from cogflare.vault import Vault, VaultError
+
+log = structlog.get_logger()
+
+_CHECK_S = 10.0
 
 
 class SystemClock:
@@ -61,16 +86,50 @@ class Runtime:
     accounts: Accounts
     clock: Clock
     app: Application
+    vault: Vault
+    secrets: Secrets
+    outgoing: Outgoing
+    blobs: BlobStore
 
     async def start(self) -> None:
         """Bring the schema up to date, repair what the last run left, and start the periodic roles."""
         await self.db.migrate()
+        try:
+            await self.vault.unlock(self.db)
+        except VaultError as error:
+            raise SettingsError(str(error)) from error
+        await self._check_storage()
         await self.engine.start(self.clock.wall())
 
     async def stop(self) -> None:
         """Stop the engine within the configured limit, and close the store. Twice is harmless."""
         await self.engine.stop(self.settings.stop_s)
+        await self.outgoing.aclose()
+        await self.blobs.aclose()
         await self.db.aclose()
+
+    async def _check_storage(self) -> None:
+        """See to it that files can be stored; a storage that is only away for now keeps nobody from starting."""
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await self.blobs.check()
+        except BlobRefused as error:
+            raise SettingsError(str(error)) from error
+        except (BlobError, TimeoutError) as error:
+            log.error("files cannot be stored now; the rest works", error=str(error) or "the storage does not answer")
+
+
+class _Role(Protocol):
+    """What does something now and then."""
+
+    async def tick(self) -> float:
+        """Do what is due; return the seconds until the next time."""
+        ...
+
+
+def _ticks(*roles: _Role) -> dict[str, Tick]:
+    """Return what the engine calls now and then, named after its classes."""
+    return {type(role).__name__.lower(): role.tick for role in roles}
 
 
 def _bounds(settings: Settings) -> Bounds:
@@ -78,13 +137,30 @@ def _bounds(settings: Settings) -> Bounds:
     return Bounds(settings.run_limit_s or None, settings.start_limit_s or None, settings.max_queued_model)
 
 
-def _open(settings: Settings, clock: Clock) -> tuple[Storage, LocalBlobStore]:
+def open_storage(settings: Settings, clock: Clock) -> BlobStore:
+    """Return the store of files; raises `SettingsError` for what cannot be one."""
+    options = S3Options(
+        access_key_id=settings.s3_access_key_id or "",
+        secret_access_key=settings.s3_secret_access_key or "",
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        public_url=settings.s3_public_url,
+        direct_uploads=settings.s3_direct_uploads,
+        direct_downloads=settings.s3_direct_downloads,
+    )
+    try:
+        return open_blobs(Path(settings.data), settings.storage, options, clock)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _open(settings: Settings, clock: Clock) -> tuple[Storage, BlobStore]:
     """Return the database and the blobs, and make the data folder."""
     data = Path(settings.data)
     try:
         # What clients send and get is nobody else's business on this machine.
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Storage(open_database(settings.database()), clock), LocalBlobStore(data / "files")
+        return Storage(open_database(settings.database()), clock), open_storage(settings, clock)
     except (ValueError, OSError) as error:
         raise SettingsError(str(error)) from error
 
@@ -101,21 +177,66 @@ def _reached(settings: Settings) -> tuple[str | None, TrustedProxies]:
         raise SettingsError(f"the setting trusted_proxies: {error}") from error
 
 
-def _routes(api: Api, settings: Settings) -> list[Route]:
+def _sealed(settings: Settings) -> tuple[Vault, Reach]:
+    """Return the vault, and where requests to addresses of clients may go."""
+    try:
+        vault = Vault(settings.secret_key, Path(settings.data))
+    except VaultError as error:
+        raise SettingsError(str(error)) from error
+    try:
+        return vault, Reach.of(settings.outgoing_networks)
+    except ValueError as error:
+        raise SettingsError(f"the setting outgoing_networks: {error}") from error
+
+
+def _inputs(db: Database, blobs: BlobStore, clock: Clock, secrets: Secrets, settings: Settings) -> Inputs:
+    """Return what takes care of the files of clients."""
+    kept = Uploads(db, blobs, clock, settings.max_upload_bytes, settings.upload_kept_s)
+    return Inputs(db, blobs, clock, kept, Downloads(db, clock, kept, secrets), settings.max_inline_bytes)
+
+
+def _routes(api: Api, settings: Settings, streams: Streams, inputs: Inputs) -> list[Route]:
     return [
         *predictions.routes(api),
+        *sse.routes(api, streams),
         *files.routes(api),
+        *uploads.routes(api, inputs.uploads, inputs.downloads),
         *work.routes(api, settings.max_result_bytes),
         *catalog.routes(api),
         *admin.routes(api),
     ]
 
 
+def _render(settings: Settings) -> Render:
+    """Return what writes predictions for webhooks."""
+    origin_here = settings.public_url or f"http://{settings.host}:{settings.port}"
+
+    def render(view: PredictionView, origin: str | None) -> bytes:
+        return predictions.render(view, Links(origin or origin_here), "webhook")
+
+    return render
+
+
+def _outbox(
+    settings: Settings, db: Database, clock: Clock, outgoing: Outgoing, secrets: Secrets, jobs: Predictions
+) -> tuple[Deliveries, Announcements, DeliveryLog]:
+    """Return what delivers messages to webhooks, what tells them of predictions that go on, and the log of both."""
+    hosts, signer, render = Hosts(clock), Signer(secrets), _render(settings)
+    courier = Courier(db, clock, outgoing, signer, hosts)
+    terms = WebhookTerms(settings.webhook_timeout_s, settings.webhook_give_up_s)
+    same = db, clock, courier, hosts, render, terms, Tasks()
+    deliveries = Deliveries(*same)
+    log = DeliveryLog(db, clock, jobs, signer, render, terms)
+    return deliveries, Announcements(*same, jobs.lives, deliveries.look_at), log
+
+
 def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     """Put a node together; nothing is connected yet. Raises `SettingsError` for what cannot be used."""
     clock = clock or SystemClock()
     public_url, trusted = _reached(settings)
+    vault, reach = _sealed(settings)
     db, blobs = _open(settings, clock)
+    secrets, outgoing = Secrets(db, clock, vault), Outgoing(reach, settings.webhook_timeout_s)
     tasks, waiters = Tasks(), Waiters()
     times = LinkTimes(settings.heartbeat_s, settings.silence_s, settings.close_grace_s, settings.lease_s)
     accounts, models = Accounts(db, clock), Catalog(db, clock, _bounds(settings))
@@ -124,10 +245,13 @@ def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     health = Health(db, clock, tasks.spawn, settings.quarantine_after, settings.quarantine_s)
     backoff = Backoff(settings.retry_first_s, settings.retry_cap_s)
     losses = Losses(db, clock, stops, health, settings.max_strikes, backoff)
-    jobs = Predictions(db, clock, models, dispatcher, waiters, stops, losses, settings.max_queued)
+    inputs = _inputs(db, blobs, clock, secrets, settings)
+    jobs = Predictions(db, clock, models, dispatcher, waiters, stops, losses, settings.max_queued, inputs)
     repeats = Repeats(db, clock, jobs)
+    outbox, announcements, log = _outbox(settings, db, clock, outgoing, secrets, jobs)
     node = settings.node_name()
-    checkpoints = Checkpoints(db, jobs, tasks.spawn)
+    checkpoints = Checkpoints(db, jobs, tasks.spawn, announcements.committed)
+    streams = Streams(db, stops.feeds, tasks.spawn)
     ground = Ground(
         db, clock, models, dispatcher, jobs, losses, health, times, node, __version__, tasks.spawn, checkpoints.started,
         sizes=Sizes(settings.max_log_bytes, settings.max_output_bytes, settings.max_result_bytes),
@@ -136,20 +260,14 @@ def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     leases = Leases(db, clock, fleet, losses, times, db.has_refused)
     store = Files(db, blobs, clock, settings.max_file_bytes)
     terms = Terms(settings.data_kept_s(), settings.retain_records_s)
-    ticks = {
-        "dispatcher": dispatcher.tick,
-        "leases": leases.tick,
-        "storage": db.tick,
-        "retention": Retention(db, blobs, clock, terms).tick,
-        "checkpoints": checkpoints.tick,
-        "releases": Releases(db, clock, backoff).tick,
-        "health": health.tick,
-        "limits": Limits(db, clock, stops, losses).tick,
-        "repeats": repeats.tick,
-    }
+    ticks = _ticks(
+        dispatcher, leases, db, Retention(db, blobs, clock, terms), checkpoints, streams, Releases(db, clock, backoff),
+        health, Limits(db, clock, stops, losses), repeats, outbox, announcements,
+    )  # fmt: skip
     # A SQLite file has one server, whatever that was called in its last run.
     own = None if settings.database().startswith("sqlite:") else node
-    engine = Engine(db, own, fleet, jobs, waiters, tasks, ticks)
-    api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body, repeats)
-    app = Application(api, table(_routes(api, settings)), Gateway(fleet))
-    return Runtime(settings, db, engine, accounts, clock, app)
+    engine = Engine(db, own, fleet, jobs, waiters, tasks, ticks, streams, outbox)
+    api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body, repeats, reach)
+    routes = [*_routes(api, settings, streams, inputs), *webhooks.routes(api, secrets, log)]
+    app = Application(api, table(routes), Gateway(fleet))
+    return Runtime(settings, db, engine, accounts, clock, app, vault, secrets, outgoing, blobs)

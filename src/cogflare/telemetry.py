@@ -62,3 +62,5 @@ def configure(log_format: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
+    # Who sends a form that cannot be read is told so; others need not hear of it.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

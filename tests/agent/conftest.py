@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,16 +19,27 @@ from cogflare.agent.runners.cogyaml import read_config
 from cogflare.agent.runners.driver import wait_ready
 from cogflare.agent.runners.environment import ensure, scrubbed
 from cogflare.agent.runners.process import ServerProcess, free_port
-from support.runners import MODELS, MemorySink, Rig, Rigger
+from support.runners import MODELS, MemorySink, Offspring, Rig, Rigger, children, family
 
 
 @pytest.fixture(scope="session")
-def cog_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cog_cache(cog_cache: Path) -> Path:
     """A cache directory with the test models' environment in it."""
-    cache = tmp_path_factory.mktemp("environments")
     folder = MODELS / "noop"
-    asyncio.run(ensure(cache, folder, read_config(folder, None).wishes("0.23.1"), lambda text: None))
-    return cache
+    asyncio.run(ensure(cog_cache, folder, read_config(folder, None).wishes("0.23.1"), lambda text: None))
+    return cog_cache
+
+
+@pytest.fixture
+def offspring() -> Offspring:
+    """Lists the processes below this one, without the servers that the tests before had started and have kept."""
+    kept = set(children(os.getpid()))
+
+    def listed() -> list[int]:
+        started = [child for child in children(os.getpid()) if child not in kept]
+        return [member for child in started for member in [child, *family(child)]]
+
+    return listed
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from msgspec import UNSET, Raw
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.agent import DRAINED, MODEL_LOST, REFUSED, STOPPED, Agent, Patience
 from cogflare.agent.console import Console
+from cogflare.agent.courier import Superseded, Ticket, TransferError
 from cogflare.agent.inputs import Fetched, InputError
 from cogflare.agent.journal import Journal
 from cogflare.agent.ledger import HeldRun, Ledger
 from cogflare.agent.link import Link, Timing
 from cogflare.agent.main import agent_end
 from cogflare.agent.runners.base import Metric, Started
-from cogflare.agent.transfer import Superseded, Ticket, TransferError
 from cogflare.protocol import messages
 from cogflare.protocol.messages import (
     Answer,

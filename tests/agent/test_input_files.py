@@ -18,9 +18,10 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cogflare.agent.address import ServerAddress
-from cogflare.net.guard import Forbidden, GuardedNetwork, is_public
 from cogflare.agent.inputs import InputError, InputFiles, Limits
 from cogflare.agent.shelf import Shelf
+from cogflare.net.addresses import is_public
+from cogflare.net.guard import Forbidden, GuardedNetwork
 from support.until import names
 from support.web import serving
 
@@ -91,8 +92,11 @@ class Files:
         if path.startswith("/hop/"):
             left = int(path.rpartition("/")[2])
             return RedirectResponse(f"/hop/{left - 1}" if left else "/cat.png")
-        if path == "/away":
+        if path == "/away" or path.startswith(("/f/", "/files/")):
             return Response(status_code=302, headers={"Location": self.to})
+        if path == "/named":
+            headers = {"Content-Disposition": request.query_params["as"]}
+            return Response(b"content", media_type="image/png", headers=headers)
         if path == "/nowhere":
             return Response(status_code=302)
         if path == "/missing.png":
@@ -255,6 +259,26 @@ async def test_the_servers_own_files_are_trusted_and_get_no_token() -> None:
         assert "authorization" not in files.requests[0][1]
 
 
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("attachment; filename=\"a_.png\"; filename*=UTF-8''%C3%A4%20b.png", "_b.png"),
+        ('inline; filename="cat 1.png"', "cat_1.png"),
+        ("attachment; filename=cat.png", "cat.png"),
+        ('attachment; filename="../../etc/passwd"', "passwd"),
+        ("attachment; filename*=UTF-8''..%2F.bashrc", "bashrc"),
+        ("attachment", "named"),
+        ('attachment; filename=""', "named"),
+    ],
+)
+async def test_a_file_is_called_as_whoever_serves_it_says(told: str, name: str) -> None:
+    async with fetching(own=True) as (_, web, inputs):
+        url = str(httpx2.URL(f"{web}/named", params={"as": told}))
+        fetched = await inputs.fetch(_raw({"image": url}))
+        assert msgspec.json.decode(fetched.input)["image"].rpartition("/")[2] == name
+        inputs.drop(fetched)
+
+
 async def test_a_redirect_does_not_lead_inside() -> None:
     inside = Files()
     async with fetching(own=True) as (files, web, inputs), serving(inside.app()) as secret:
@@ -262,6 +286,21 @@ async def test_a_redirect_does_not_lead_inside() -> None:
         with pytest.raises(InputError, match="internal network"):
             await inputs.fetch(_raw({"image": f"{web}/away"}))
         assert inside.requests == []
+
+
+async def test_the_server_sends_requests_for_its_files_on_to_a_storage_inside() -> None:
+    storage = Files()
+    async with fetching(own=True) as (files, web, inputs), serving(storage.app()) as inside:
+        for path in (f"/f/{'a' * 40}/cat.png", f"/files/{'a' * 40}/download/cat.png"):
+            files.to = f"{inside}/bucket/key?signed=1"
+            fetched = await inputs.fetch(_raw({"image": web + path}))
+            url = msgspec.json.decode(fetched.input)["image"]
+            assert url.endswith("/cat.png")
+            assert (await _read(url))[1] == b"content of /bucket/key"
+        files.to, storage.to = f"{inside}/away", f"{inside}/secret"
+        with pytest.raises(InputError, match="internal network"):
+            await inputs.fetch(_raw({"image": web + path}))
+        assert not any(url.endswith("/secret") for url, _ in storage.requests)
 
 
 async def test_redirects_are_followed_but_not_for_ever() -> None:
@@ -311,17 +350,16 @@ class _Recorder(httpcore2.AsyncNetworkBackend):
         raise httpcore2.ConnectError("not in a test")
 
 
-async def test_the_connection_goes_to_the_address_that_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
+async def test_the_connection_goes_to_the_address_that_was_judged() -> None:
+    asked: list[str] = []
 
-    async def rebinding(host: object, port: int, **_: Any) -> list[Any]:
+    async def rebinding(host: str) -> list[str]:
         asked.append(host)
-        return [(0, 0, 0, "", (address, port)) for address in ("10.0.0.1", "8.8.8.8", "1.1.1.1")]
+        return ["10.0.0.1", "8.8.8.8", "1.1.1.1"]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", rebinding)
     inner = _Recorder()
     with pytest.raises(httpcore2.ConnectError):
-        await GuardedNetwork(inner).connect_tcp("rebind.example", 80)
+        await GuardedNetwork(inner, resolve=rebinding).connect_tcp("rebind.example", 80)
     assert (asked, inner.hosts) == (["rebind.example"], ["8.8.8.8", "1.1.1.1"])
 
 

@@ -16,7 +16,7 @@ import pytest
 from cogflare.agent.runners.base import Event, Finished, Job, Log, RunLost, SetupFailed
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.environment import Wishes, ensure
-from support.runners import MODELS, MemorySink, Rigger, family, finished
+from support.runners import MODELS, MemorySink, Offspring, Rigger, family, finished
 
 pytestmark = pytest.mark.anyio
 
@@ -42,12 +42,12 @@ async def until_asleep(runs: AsyncIterator[Event], seen: list[Event]) -> None:
             return
 
 
-async def test_close_leaves_no_process(folder_rig: Rigger) -> None:
+async def test_close_leaves_no_process(offspring: Offspring, folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60, "stubborn": True}))
     await until_asleep(runs, seen)
-    pids = family(os.getpid())
+    pids = offspring()
     assert len(pids) == 4
     await model.runner.close()
     assert not any(map(is_alive, pids))
@@ -59,10 +59,10 @@ async def test_the_setup_log_is_passed_on(folder_rig: Rigger) -> None:
     assert "sleeper is awake" in "".join(model.setup_log)
 
 
-async def test_a_setup_that_fails_says_why_and_leaves_nothing(folder_rig: Rigger) -> None:
+async def test_a_setup_that_fails_says_why_and_leaves_nothing(offspring: Offspring, folder_rig: Rigger) -> None:
     with pytest.raises(SetupFailed, match="no weights here"):
         await folder_rig("broken")
-    assert family(os.getpid()) == []
+    assert offspring() == []
 
 
 async def test_a_server_that_cannot_start_says_why(cog_cache: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ async def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
         await runner.setup(lambda text: None)
 
 
-async def test_a_model_that_ignores_the_cancel_is_restarted(folder_rig: Rigger) -> None:
+async def test_a_model_that_ignores_the_cancel_is_restarted(offspring: Offspring, folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60, "stubborn": True}))
@@ -87,7 +87,7 @@ async def test_a_model_that_ignores_the_cancel_is_restarted(folder_rig: Rigger) 
     async for event in runs:
         if isinstance(event, Log) and "not getting up" in event.text:
             break
-    before = family(os.getpid())
+    before = offspring()
     await model.runner.restart()
     assert [event async for event in runs] == [Finished(status="canceled")]
     assert not any(map(is_alive, before))
@@ -125,21 +125,23 @@ async def test_a_server_that_finds_no_place_on_the_disk_may_start_later(
     assert finished(await model.events({"text": "again"})).output == "again"
 
 
-async def test_a_killed_server_loses_its_run(folder_rig: Rigger) -> None:
+async def test_a_killed_server_loses_its_run(offspring: Offspring, folder_rig: Rigger) -> None:
     model = await folder_rig("sleeper")
     seen: list[Event] = []
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60}))
     await until_asleep(runs, seen)
-    os.kill(family(os.getpid())[0], signal.SIGKILL)
+    os.kill(offspring()[0], signal.SIGKILL)
     with pytest.raises(RunLost, match="signal 9"):
         seen += [event async for event in runs]
     assert "signal 9" in await model.runner.wait_broken()
 
 
-async def test_tokens_of_the_agent_stay_with_the_agent(folder_rig: Rigger, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tokens_of_the_agent_stay_with_the_agent(
+    offspring: Offspring, folder_rig: Rigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COGFLARE_TOKEN", "secret-of-the-agent")
     await folder_rig("noop")
-    environs = [environ_of(pid) for pid in family(os.getpid())]
+    environs = [environ_of(pid) for pid in offspring()]
     assert len(environs) == 4
     assert not any(b"secret-of-the-agent" in environ for environ in environs)
 

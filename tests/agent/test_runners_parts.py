@@ -85,7 +85,7 @@ async def test_data_urls_are_files_where_the_schema_says_so(
     schema: dict[str, object], wrap: Callable[[str], object]
 ) -> None:
     sink = MemorySink()
-    files = OutputFiles(OutputShape(document(schema)), Inbox("p1", lambda body: None), sink)
+    files = OutputFiles(OutputShape(document(schema)), Inbox("p1", "p1-1", lambda body: None), sink)
     placed = await files.whole(wrap("data:image/png;base64,AAE="))
     assert "data:" not in str(placed)
     assert set(sink.files.values()) == {b"\x00\x01"}
@@ -97,14 +97,14 @@ async def test_data_urls_are_files_where_the_schema_says_so(
 @pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "object", "properties": {}}])
 async def test_other_text_stays_as_it_is(schema: dict[str, object]) -> None:
     sink = MemorySink()
-    files = OutputFiles(OutputShape(document(schema)), Inbox("p1", lambda body: None), sink)
+    files = OutputFiles(OutputShape(document(schema)), Inbox("p1", "p1-1", lambda body: None), sink)
     assert await files.whole("data:text/plain,hello") == "data:text/plain,hello"
     assert sink.puts == []
 
 
 @pytest.mark.anyio
 async def test_a_broken_data_url_stays_as_the_model_said_it() -> None:
-    files = OutputFiles(OutputShape(document(URI)), Inbox("p1", lambda body: None), MemorySink())
+    files = OutputFiles(OutputShape(document(URI)), Inbox("p1", "p1-1", lambda body: None), MemorySink())
     assert await files.whole("data:image/png;base64,%%%") == "data:image/png;base64,%%%"
 
 

@@ -24,7 +24,7 @@ from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.handover import Takeover
 from cogflare.agent.runners.process import Mark, ServerProcess
-from support.runners import MODELS, MemorySink, family, finished
+from support.runners import MODELS, MemorySink, Offspring, family, finished
 
 pytestmark = [
     pytest.mark.anyio,
@@ -131,11 +131,11 @@ def log_of(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Log))
 
 
-async def test_a_stream_is_told_from_its_beginning_again(estate: Estate) -> None:
+async def test_a_stream_is_told_from_its_beginning_again(offspring: Offspring, estate: Estate) -> None:
     await estate.leave(MODELS / "tokens", {"count": 60, "delay_s": 0.03})
     offer = await estate.come(MODELS / "tokens")
     assert offer.is_taken_over
-    assert family(os.getpid()) == []  # nothing was started
+    assert offspring() == [], "nothing was started"
     events = await estate.resume()
     words = [f"w{number} " for number in range(60)]
     assert isinstance(events[0], Started)

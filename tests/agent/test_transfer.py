@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cogflare.agent.address import ServerAddress
-from cogflare.agent.transfer import Superseded, Ticket, TooLarge, Transfer, TransferError
+from cogflare.agent.courier import Superseded, Ticket, TooLarge, TransferError
+from cogflare.agent.transfer import Transfer
 from cogflare.protocol.messages import MAX_REASON
 from support.until import until
 from support.web import serving

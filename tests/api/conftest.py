@@ -15,6 +15,7 @@ async def node(new_url: Callable[[str], str], tmp_path: Path) -> AsyncIterator[N
     db = open_database(new_url("sqlite"))
     await db.migrate()
     running = Node(db, tmp_path)
+    await running.vault.unlock(db)
     yield running
     await running.http.aclose()
     await running.settle()

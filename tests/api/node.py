@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx2
 
-from cogflare.api import admin, catalog, files, predictions, work
+from cogflare.api import admin, catalog, files, predictions, sse, uploads, work
 from cogflare.api.context import Api
 from cogflare.api.gateway import Gateway
 from cogflare.api.origin import TrustedProxies
@@ -19,6 +19,8 @@ from engine.rig import Rig, RigWorker
 
 BASE = "https://api.example.net"
 MAX_FILE_BYTES = 3_000_000
+MAX_UPLOAD_BYTES = 2_000_000
+MAX_INLINE_BYTES = 10_000
 MAX_RESULT_BYTES = 2_000_000
 
 
@@ -26,9 +28,11 @@ class Node(Rig):
     """One node and clients of it."""
 
     def __init__(self, db: Database, folder: Path, blobs: BlobStore | None = None) -> None:
-        super().__init__(db)
         self.folder = folder / "files"
-        self.files = Files(db, blobs or LocalBlobStore(self.folder), self.clock, MAX_FILE_BYTES)
+        blobs = blobs or LocalBlobStore(self.folder)
+        super().__init__(db, blobs=blobs, max_upload_bytes=MAX_UPLOAD_BYTES, max_inline_bytes=MAX_INLINE_BYTES)
+        assert self.inputs is not None
+        self.files = Files(db, blobs, self.clock, MAX_FILE_BYTES)
         api = Api(
             self.predictions,
             self.catalog,
@@ -44,12 +48,14 @@ class Node(Rig):
         )
         routes = [
             *predictions.routes(api),
+            *sse.routes(api, self.streams),
             *files.routes(api),
+            *uploads.routes(api, self.inputs.uploads, self.inputs.downloads),
             *work.routes(api, MAX_RESULT_BYTES),
             *catalog.routes(api),
             *admin.routes(api),
         ]
-        app = Application(api, table(routes), Gateway(self.fleet))
+        self.app = app = Application(api, table(routes), Gateway(self.fleet))
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=BASE)
         self._tokens: dict[tuple[str, str], str] = {}
 

@@ -1,8 +1,14 @@
 """Output files over HTTP: what browsers and players ask for, and what no file may do under our origin."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from api.node import Node
+from cogflare.blobs.base import Label
+from cogflare.blobs.local import LocalBlobStore
+from cogflare.store.open import open_database
 
 pytestmark = pytest.mark.anyio
 DIGITS = b"0123456789"
@@ -146,6 +152,34 @@ async def test_what_is_not_there(node: Node) -> None:
             blob.unlink()
     assert (await node.http.get(path)).status_code == 404
     assert (await node.call("PUT", path, content=b"x")).status_code == 405
+
+
+class Bucket(LocalBlobStore):
+    """A store that hands its blobs out itself."""
+
+    async def link(self, key: str, label: Label, expires_s: float) -> str | None:
+        return f"https://bucket.example.net/{key}?type={label.content_type}&for={expires_s:.0f}"
+
+
+async def test_requests_are_sent_on_to_a_storage_that_hands_files_out(
+    new_url: Callable[[str], str], tmp_path: Path
+) -> None:
+    db = open_database(new_url("sqlite"))
+    await db.migrate()
+    node = Node(db, tmp_path, Bucket(tmp_path / "files"))
+    path = await served(node)
+    answer = await node.http.get(path, headers={"Range": "bytes=0-3"})
+    assert (answer.status_code, answer.content) == (302, b"")
+    assert answer.headers["location"] == f"https://bucket.example.net/{path.split('/')[2]}?type=image/png&for=3600"
+    assert answer.headers["cache-control"] == "private, no-store"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    head = await node.http.head(path)
+    assert (head.status_code, head.headers["content-length"]) == (200, "10")
+    assert (await node.http.get(path, headers={"If-None-Match": head.headers["etag"]})).status_code == 304
+    assert (await node.http.get(f"{path}x")).status_code == 404
+    await node.http.aclose()
+    await node.settle()
+    await db.aclose()
 
 
 async def test_a_large_file(node: Node) -> None:

@@ -1,5 +1,6 @@
 """What agents send and fetch by HTTP."""
 
+import hashlib
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -22,8 +23,16 @@ async def test_a_file_on_its_way_into_an_output(node: Node) -> None:
     assert answer == {
         "id": answer["id"],
         "reference": f"cogflare-file:/f/{answer['id']}/cat.png",
-        "upload": {"url": f"worker/v1/files/{answer['id']}", "method": "PUT", "headers": {}},
+        "upload": {
+            "url": f"worker/v1/files/{answer['id']}",
+            "method": "PUT",
+            "headers": {},
+            "parts": [],
+            "part_bytes": 0,
+            "upload": "",
+        },
         "complete": None,
+        "resume": {"url": f"worker/v1/files/{answer['id']}", "complete": f"worker/v1/files/{answer['id']}/complete"},
     }
     assert (await node.work(worker, "PUT", f"/{answer['upload']['url']}", content=b"cat")).status_code == 204
     await worker.finish((assigned.prediction, assigned.attempt), msgspec.json.encode([answer["reference"]]), files=1)
@@ -160,3 +169,63 @@ async def test_what_a_report_of_a_failed_setup_may_not_be(node: Node) -> None:
     foreign = await node.work(worker, "POST", path, "eve", json=good)
     assert foreign.status_code == 403
     assert "another account" in foreign.json()["detail"]
+
+
+async def test_a_file_that_comes_bit_by_bit(node: Node) -> None:
+    worker, assigned = await node.running()
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "a.bin"})
+    path, content = f"/{ordered.json()['resume']['url']}", bytes(range(256)) * 2_000
+
+    async def offset() -> tuple[int, str]:
+        told = await node.work(worker, "HEAD", path)
+        return told.status_code, told.headers["upload-offset"]
+
+    async def add(start: int, end: int) -> tuple[int, str]:
+        headers = {"Upload-Offset": str(start)}
+        told = await node.work(worker, "PATCH", path, headers=headers, content=content[start:end])
+        return told.status_code, told.headers["upload-offset"]
+
+    assert await offset() == (204, "0")
+    assert await add(0, 300_000) == (204, "300000")
+    assert await add(0, 300_000) == (409, "300000")
+    assert await add(400_000, 512_000) == (409, "300000")
+    proof = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    early = await node.work(worker, "POST", f"{path}/complete", json=proof)
+    assert (early.status_code, early.headers["upload-offset"]) == (409, "300000")
+    assert await add(300_000, 512_000) == (204, "512000")
+    for _ in range(2):
+        assert (await node.work(worker, "POST", f"{path}/complete", json=proof)).status_code == 204
+    assert (await node.http.get(ordered.json()["reference"].removeprefix("cogflare-file:"))).content == content
+
+
+async def test_bytes_that_are_not_what_was_made_are_sent_again(node: Node) -> None:
+    worker, assigned = await node.running()
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "a.bin"})
+    path = f"/{ordered.json()['resume']['url']}"
+    headers = {"Upload-Offset": "0"}
+    assert (await node.work(worker, "PATCH", path, headers=headers, content=b"torn")).status_code == 204
+    proof = {"size": 4, "sha256": hashlib.sha256(b"good").hexdigest()}
+    refused = await node.work(worker, "POST", f"{path}/complete", json=proof)
+    assert (refused.status_code, refused.headers["upload-offset"]) == (409, "0")
+    assert (await node.work(worker, "HEAD", path)).headers["upload-offset"] == "0"
+    assert (await node.work(worker, "PATCH", path, headers=headers, content=b"good")).status_code == 204
+    assert (await node.work(worker, "POST", f"{path}/complete", json=proof)).status_code == 204
+
+
+async def test_what_may_not_be_added_to_a_file(node: Node) -> None:
+    worker, assigned = await node.running()
+    other = await node.worker()
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "a.bin"})
+    path = f"/{ordered.json()['resume']['url']}"
+    for told in ({}, {"Upload-Offset": "-1"}, {"Upload-Offset": "x"}, {"Upload-Offset": "9" * 20}):
+        assert (await node.work(worker, "PATCH", path, headers=told, content=b"x")).status_code == 400
+    start = {"Upload-Offset": "0"}
+    for stranger, account in ((other, "ada"), (worker, "eve")):
+        assert (await node.work(stranger, "HEAD", path, account)).status_code == 404
+        assert (await node.work(stranger, "PATCH", path, account, headers=start, content=b"x")).status_code == 404
+    too_far = {"Upload-Offset": str(MAX_FILE_BYTES)}
+    assert (await node.work(worker, "PATCH", path, headers=too_far, content=b"x")).status_code == 413
+    await worker.finish((assigned.prediction, assigned.attempt))
+    for method in ("HEAD", "PATCH"):
+        late = await node.work(worker, method, path, headers=start, content=b"x")
+        assert (late.status_code, "upload-offset" in late.headers) == (409, False)

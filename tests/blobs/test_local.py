@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cogflare.blobs.base import BlobFull, BlobMissing, BlobTooLarge, BlobUnavailable
-from cogflare.blobs.local import PIECE, LocalBlobStore
+from cogflare.blobs.base import BlobFull, BlobMissing, BlobRefused, BlobTooLarge, BlobUnavailable, Label
+from cogflare.blobs.disk import PIECE
+from cogflare.blobs.local import LocalBlobStore
 from cogflare.domain.ids import new_key
 
 pytestmark = pytest.mark.anyio
 NO_LIMIT = 1 << 40
+LABEL = Label("application/octet-stream")
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 async def test_what_was_put_is_read(blobs: LocalBlobStore, tmp_path: Path) -> None:
     key = new_key()
-    stored = await blobs.put(key, body(b"one ", b"", b"two"), NO_LIMIT)
+    stored = await blobs.put(key, body(b"one ", b"", b"two"), NO_LIMIT, LABEL)
     assert (stored.size, stored.sha256) == (7, hashlib.sha256(b"one two").hexdigest())
     assert stored.md5 == hashlib.md5(b"one two").hexdigest()
     assert await blobs.head(key) == 7
@@ -63,13 +65,13 @@ async def test_what_was_put_is_read(blobs: LocalBlobStore, tmp_path: Path) -> No
 
 async def test_an_empty_blob(blobs: LocalBlobStore) -> None:
     key = new_key()
-    assert (await blobs.put(key, body(), NO_LIMIT)).size == 0
+    assert (await blobs.put(key, body(), NO_LIMIT, LABEL)).size == 0
     assert await contents(blobs, key) == b""
 
 
 async def test_large_blobs_travel_in_pieces(blobs: LocalBlobStore) -> None:
     key, chunk = new_key(), os.urandom(100_000)
-    await blobs.put(key, body(*[chunk] * 35), NO_LIMIT)
+    await blobs.put(key, body(*[chunk] * 35), NO_LIMIT, LABEL)
     reader = await blobs.open(key)
     sizes = [len(piece) async for piece in reader]
     await reader.aclose()
@@ -82,15 +84,15 @@ async def test_large_blobs_travel_in_pieces(blobs: LocalBlobStore) -> None:
 )
 async def test_ranges(blobs: LocalBlobStore, start: int, end: int | None, wanted: bytes) -> None:
     key = new_key()
-    await blobs.put(key, body(b"0123456789"), NO_LIMIT)
+    await blobs.put(key, body(b"0123456789"), NO_LIMIT, LABEL)
     assert await contents(blobs, key, start, end) == wanted
 
 
 async def test_a_second_put_replaces_and_open_readers_keep_what_they_opened(blobs: LocalBlobStore) -> None:
     key = new_key()
-    await blobs.put(key, body(b"old"), NO_LIMIT)
+    await blobs.put(key, body(b"old"), NO_LIMIT, LABEL)
     reader = await blobs.open(key)
-    await blobs.put(key, body(b"new and longer"), NO_LIMIT)
+    await blobs.put(key, body(b"new and longer"), NO_LIMIT, LABEL)
     assert b"".join([piece async for piece in reader]) == b"old"
     await reader.aclose()
     assert await contents(blobs, key) == b"new and longer"
@@ -98,9 +100,9 @@ async def test_a_second_put_replaces_and_open_readers_keep_what_they_opened(blob
 
 async def test_too_large_changes_nothing(blobs: LocalBlobStore, tmp_path: Path) -> None:
     key = new_key()
-    await blobs.put(key, body(b"12345"), 5)
+    await blobs.put(key, body(b"12345"), 5, LABEL)
     with pytest.raises(BlobTooLarge) as caught:
-        await blobs.put(key, body(b"123", b"456"), 5)
+        await blobs.put(key, body(b"123", b"456"), 5, LABEL)
     assert caught.value.limit == 5
     assert await contents(blobs, key) == b"12345"
     assert files_under(tmp_path / "files") == [f"{key[:2]}/{key}"]
@@ -108,7 +110,7 @@ async def test_too_large_changes_nothing(blobs: LocalBlobStore, tmp_path: Path) 
 
 async def test_a_full_disk_keeps_nothing(blobs: LocalBlobStore, tmp_path: Path) -> None:
     with largest_file(100_000), pytest.raises(BlobFull):
-        await blobs.put(new_key(), body(*[bytes(50_000)] * 40), NO_LIMIT)
+        await blobs.put(new_key(), body(*[bytes(50_000)] * 40), NO_LIMIT, LABEL)
     assert files_under(tmp_path / "files") == []
 
 
@@ -118,7 +120,7 @@ async def test_a_sender_that_breaks_off_leaves_nothing(blobs: LocalBlobStore, tm
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await blobs.put(new_key(), broken(), NO_LIMIT)
+        await blobs.put(new_key(), broken(), NO_LIMIT, LABEL)
     assert files_under(tmp_path / "files") == []
 
 
@@ -130,7 +132,7 @@ async def test_a_put_that_is_cancelled_leaves_nothing(blobs: LocalBlobStore, tmp
         reached.set()
         await never.wait()
 
-    task = asyncio.create_task(blobs.put(new_key(), stalled(), NO_LIMIT))
+    task = asyncio.create_task(blobs.put(new_key(), stalled(), NO_LIMIT, LABEL))
     await reached.wait()
     assert len(files_under(tmp_path / "files")) == 1
     task.cancel()
@@ -146,7 +148,7 @@ async def test_what_is_missing(blobs: LocalBlobStore) -> None:
     with pytest.raises(BlobMissing):
         await blobs.head(key)
     await blobs.delete(key)
-    await blobs.put(key, body(b"x"), NO_LIMIT)
+    await blobs.put(key, body(b"x"), NO_LIMIT, LABEL)
     await blobs.delete(key)
     with pytest.raises(BlobMissing):
         await blobs.head(key)
@@ -154,7 +156,7 @@ async def test_what_is_missing(blobs: LocalBlobStore) -> None:
 
 async def test_a_blob_that_is_shorter_than_it_was(blobs: LocalBlobStore, tmp_path: Path) -> None:
     key = new_key()
-    await blobs.put(key, body(b"0123456789"), NO_LIMIT)
+    await blobs.put(key, body(b"0123456789"), NO_LIMIT, LABEL)
     os.truncate(tmp_path / "files" / key[:2] / key, 4)
     with pytest.raises(BlobUnavailable):
         await contents(blobs, key, 0, 10)
@@ -165,14 +167,14 @@ async def test_a_blob_that_is_shorter_than_it_was(blobs: LocalBlobStore, tmp_pat
 )
 async def test_no_other_keys(blobs: LocalBlobStore, key: str) -> None:
     with pytest.raises(ValueError, match="40 characters"):
-        await blobs.put(key, body(b"x"), NO_LIMIT)
+        await blobs.put(key, body(b"x"), NO_LIMIT, LABEL)
     with pytest.raises(ValueError, match="40 characters"):
         await blobs.open(key)
 
 
 async def test_what_a_crash_left_is_swept(blobs: LocalBlobStore, tmp_path: Path) -> None:
     key = new_key()
-    await blobs.put(key, body(b"x"), NO_LIMIT)
+    await blobs.put(key, body(b"x"), NO_LIMIT, LABEL)
     os.utime(tmp_path / "files" / key[:2] / key, (0, 0))
     parts = tmp_path / "files" / "parts"
     for name in ("old", "fresh"):
@@ -182,6 +184,39 @@ async def test_what_a_crash_left_is_swept(blobs: LocalBlobStore, tmp_path: Path)
     assert files_under(parts) == ["fresh"]
     assert await blobs.sweep(60) == 0
     assert await contents(blobs, key) == b"x"
+
+
+async def test_an_upload_that_nobody_goes_on_with_is_swept(blobs: LocalBlobStore, tmp_path: Path) -> None:
+    old, fresh = new_key(), new_key()
+    for key in (old, fresh):
+        await blobs.append(key, 0, body(b"half"), NO_LIMIT)
+    (part,) = (tmp_path / "files" / "parts").glob(f"{old}*")
+    os.utime(part, (0, 0))
+    assert await blobs.sweep(60) == 1
+    assert (await blobs.appended(old), await blobs.appended(fresh)) == (0, 4)
+
+
+async def test_a_full_disk_keeps_what_of_an_upload_has_come(blobs: LocalBlobStore) -> None:
+    key = new_key()
+    with largest_file(700_000), pytest.raises(BlobFull):
+        await blobs.append(key, 0, body(*[os.urandom(100_000)] * 9), NO_LIMIT)
+    kept = await blobs.appended(key)
+    assert 0 < kept <= 700_000
+    assert await blobs.append(key, kept, body(b"x"), NO_LIMIT) == kept + 1
+
+
+async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("no folder")
+    with pytest.raises(BlobRefused, match="let the server's user write there"):
+        await LocalBlobStore(tmp_path / "files").check()
+
+
+async def test_a_check_leaves_nothing(blobs: LocalBlobStore, tmp_path: Path) -> None:
+    await blobs.check()
+    assert files_under(tmp_path / "files") == []
+    with largest_file(0), pytest.raises(BlobFull):
+        await blobs.check()
+    assert files_under(tmp_path / "files") == []
 
 
 async def test_a_store_that_was_never_written_to_is_swept(blobs: LocalBlobStore) -> None:

@@ -26,7 +26,7 @@ from cogflare.cli.verification.history import (
     StoredFile,
     Unanswered,
 )
-from cogflare.cli.verification.model import answer, item, line
+from cogflare.cli.verification.model import UNREADABLE, answer, item, line
 
 Break = Callable[[list[Event], Tale], list[Event]]
 
@@ -121,6 +121,22 @@ KINDS = (
         1,
         ("failed",),
         lambda events, tale: changed(without(events, tale, Seen), tale, Stored, error="Internal error"),
+    ),
+    Kind(
+        "a model is given an input file that is not there",
+        1,
+        ("failed",),
+        lambda events, tale: changed(
+            without(events, tale, Seen), tale, Stored, error=answer(tale.tag, 1, f"{UNREADABLE}: 404")
+        ),
+    ),
+    Kind(
+        "an input file cannot be fetched",
+        1,
+        ("failed",),
+        lambda events, tale: changed(
+            without(events, tale, Seen), tale, Stored, error="input.source: cannot fetch http://x/f: ReadError"
+        ),
     ),
     Kind(
         "an interruption of what could have run again",

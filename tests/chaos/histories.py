@@ -17,7 +17,10 @@ from cogflare.cli.verification.history import (
     Seen,
     Stored,
     StoredAttempt,
+    StoredDelivery,
     StoredFile,
+    Streamed,
+    Told,
     Unanswered,
 )
 from cogflare.cli.verification.model import answer, item, line
@@ -27,7 +30,19 @@ END = 10_000 * S
 ITEMS = 4
 
 Shape = Literal[
-    "plain", "file", "failed", "held", "rescued", "rescued_canceled", "canceled", "late_cancel", "unanswered", "absent"
+    "plain",
+    "file",
+    "failed",
+    "held",
+    "rescued",
+    "rescued_canceled",
+    "canceled",
+    "late_cancel",
+    "unanswered",
+    "absent",
+    "hooked",
+    "streamed",
+    "streamed_anew",
 ]
 SHAPES: tuple[Shape, ...] = (
     "plain",
@@ -40,9 +55,12 @@ SHAPES: tuple[Shape, ...] = (
     "late_cancel",
     "unanswered",
     "absent",
+    "hooked",
+    "streamed",
+    "streamed_anew",
 )
 _CANCELED = ("canceled", "rescued_canceled")
-_RESCUED = ("rescued", "rescued_canceled")
+_RESCUED = ("rescued", "rescued_canceled", "streamed_anew")
 
 
 class Tale:
@@ -74,7 +92,15 @@ class Tale:
             created.append(
                 Accepted(self._at(7.5 if self.shape == "held" else 0.5), self.client, self.tag, self.id, told)
             )
-        return [*created, *self._runs(), *self._reads(), *self._cancel(), *self._stored()]
+        return [
+            *created,
+            *self._runs(),
+            *self._reads(),
+            *self._cancel(),
+            *self._told(),
+            *self._streamed(),
+            *self._stored(),
+        ]
 
     def output(self, count: int = ITEMS, attempt: int | None = None) -> Any:
         """Return the output after so many items."""
@@ -95,6 +121,19 @@ class Tale:
         shown = (self.output(count, attempt), self.logs(count, attempt))
         return Seen(self._at(at), self._at(asked_at), self.client, self.id, status, *shown, error)
 
+    def told(self, at: float, message: str, status: str, count: int = 0, code: int | None = 200) -> Told:
+        """Return a message to the webhook, which was under way for a tenth of a second."""
+        data = (self.output(count), self.logs(count), None)
+        moments = (self._at(at), self._at(at - 0.1))
+        return Told(*moments, "hook-1", message, True, self.tag, self.id, status, *data, code)
+
+    def streamed(self, at: float, count: int, attempt: int, done: str = "", *, with_logs: bool = False) -> Streamed:
+        """Return what a reader was shown, whose connection broke once."""
+        logs = self.logs(count, attempt) if with_logs else None
+        error = "The prediction started over" if done == "error" else None
+        shown = (self.output(count, attempt) or [], logs, error, done, None, 1)
+        return Streamed(self._at(at), self._at(at - 1), self.client, self.id, *shown)
+
     @property
     def shown(self) -> int:
         """How many items and lines it ended with."""
@@ -114,7 +153,8 @@ class Tale:
     def _asked(self) -> Asked:
         script: dict[str, Any] = {"tag": self.tag, "log": ITEMS, "items": ITEMS}
         script |= {"file": "text"} if self.shape == "file" else {"fail": "as told"} if self.shape == "failed" else {}
-        return Asked(self._at(0), self.client, self.tag, self.kind, script)
+        events = ["start", "output", "completed"] if self.shape == "hooked" else None
+        return Asked(self._at(0), self.client, self.tag, self.kind, script, events=events)
 
     def _runs(self) -> list[Event]:
         how = {"succeeded": "done"}.get(self.status, self.status)
@@ -139,6 +179,28 @@ class Tale:
         told = CancelTold(self._at(at + 0.2), self.client, self.id, self.status)
         return [CancelAsked(self._at(at), self.client, self.id), told]
 
+    def _told(self) -> list[Event]:
+        """A message that is lost, one that comes, and an end that is refused, lost, taken and told again."""
+        if self.shape != "hooked":
+            return []
+        end = f"msg_{self.id}"
+        return [
+            self.told(1.5, f"{end}_1", "processing", code=500),
+            self.told(3, f"{end}_2", "processing", 2),
+            self.told(6.6, end, self.status, ITEMS, 503),
+            self.told(7, end, self.status, ITEMS, None),
+            self.told(8, end, self.status, ITEMS),
+            self.told(9, end, self.status, ITEMS),
+        ]
+
+    def _streamed(self) -> list[Event]:
+        """A reader from the beginning, and one behind the end; an attempt that is lost ends the first one."""
+        if self.shape not in ("streamed", "streamed_anew"):
+            return []
+        anew = self.shape == "streamed_anew"
+        first = self.streamed(4.5, 1, 1, "error") if anew else self.streamed(7, ITEMS, 1)
+        return [first, self.streamed(9, ITEMS, self.attempt, with_logs=True)]
+
     def _stored(self) -> list[Event]:
         error = answer(self.tag, self.attempt, "as told") if self.status == "failed" else None
         stored = Stored(
@@ -160,6 +222,8 @@ class Tale:
         files: list[Event] = []
         if self.shape == "file":
             files.append(StoredFile(END, self.id, f"f/{self.id}/answer.txt", "bound", True, 9, True, 1))
+        if self.shape == "hooked":
+            files.append(StoredDelivery(END, self.id, f"msg_{self.id}", "delivered", 4))
         return [stored, *lost, attempt, *files]
 
 

@@ -2,16 +2,19 @@
 
 import random
 import time
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from chaos.broken import KINDS, Kind
+from chaos import broken, broken_live
+from chaos.broken import Kind
 from chaos.histories import END, SHAPES, S, Shape, Tale, history, ordered
 from cogflare.cli.verification.checker import INVARIANTS, Allowances, Verdict, check, total
 from cogflare.cli.verification.history import (
+    Accepted,
     Asked,
     Begun,
     Born,
@@ -21,10 +24,12 @@ from cogflare.cli.verification.history import (
     Seen,
     Stored,
     StoredAttempt,
+    Told,
     Unanswered,
 )
 
-ALLOWANCES = Allowances(grace_s=5, reconnect_s=2, outage_s=5)
+ALLOWANCES = Allowances(grace_s=5, reconnect_s=2, outage_s=5, sending_s=1)
+KINDS = (*broken.KINDS, *broken_live.KINDS)
 
 
 def tales_of(shapes: list[Shape], start: int = 0) -> list[Tale]:
@@ -46,23 +51,27 @@ def test_a_sound_history_tells_how_often_each_invariant_was_tried() -> None:
     verdict = check(history(tales_of([*SHAPES])), ALLOWANCES)
     assert [row.name for row in verdict.rows] == [*INVARIANTS]
     assert {row.invariant: row.tries for row in verdict.rows} == {
-        1: 8,
-        2: 9 * 5 + 2,
-        3: 2,
+        1: 11,
+        2: 12 * 5 + 3,
+        3: 3,
         4: 3,
-        5: 11,
+        5: 15,
         6: 2,
         7: 1,
-        8: 11,
+        8: 15,
         9: 1,
         10: 2,
+        11: 1,
+        12: 4,
     }
     notes = {row.invariant: row.notes for row in verdict.rows if row.notes}
     assert notes == {
         4: {"won": 2},
         6: {"whole": 1},
-        8: {"again, its model was killed": 2},
+        8: {"again, its model was killed": 3},
         10: {"while a server was out": 1},
+        11: {"ends told again": 1, "ends refused": 2, "earlier messages": 2},
+        12: {"resumed": 4, "started over": 1},
     }
 
 
@@ -219,15 +228,68 @@ def test_what_arrives_behind_its_own_retry_is_known_by_its_key_only() -> None:
     assert broken_ones(sent_twice("key", is_late=True)) == {6}
 
 
+# --- webhooks and streams --------------------------------------------------------------------------------------------
+
+
+def behind_the_end(*faults: Fault, **fields: Any) -> Verdict:
+    """Check a message before the end that begins to come 9.4 s after the start, behind a taken end."""
+    tale = Tale(0, "hooked", 0)
+    told = msgspec.structs.replace(tale.told(9.5, "msg_p0_3", "processing", 3), **fields)
+    return check(ordered([*history([tale]), told, *faults]), ALLOWANCES)
+
+
+@pytest.mark.parametrize("kind", ["kill", "stop", "restart"])
+def test_what_a_struck_server_was_sending_may_come_behind_the_end(kind: str) -> None:
+    verdict = behind_the_end(Fault(9 * S, 9 * S, kind, "server-1", ""))
+    assert verdict.violations == []
+    assert verdict.rows[10].notes["behind the end, under way when a server was struck"] == 1
+    for other in (
+        Fault(8 * S, 8 * S, kind, "server-1", ""),
+        Fault(9 * S, 9 * S, kind, "worker-1", ""),
+        Fault(10 * S, 10 * S, kind, "server-1", ""),
+        Fault(9 * S, 9 * S, "clock_jump", "server-1", ""),
+    ):
+        assert broken_ones(behind_the_end(other)) == {11}, other
+
+
+def test_what_came_first_before_the_end_may_come_again_behind_it() -> None:
+    verdict = behind_the_end(message="msg_p0_2")
+    assert verdict.violations == []
+    assert verdict.rows[10].notes["of these told again"] == 1
+
+
+def test_what_had_begun_to_come_when_the_end_was_taken_is_not_behind_it() -> None:
+    assert behind_the_end(begun_at=round(7.9 * S)).holds
+
+
+def test_an_end_is_owed_to_the_webhook_of_a_create_that_was_not_answered_too() -> None:
+    tale = Tale(0, "hooked", 0)
+    events = [
+        Unanswered(event.at, tale.client, tale.tag, "reset") if isinstance(event, Accepted) else event
+        for event in history([tale])
+    ]
+    assert check(events, ALLOWANCES).holds
+    assert broken_ones(check([event for event in events if not isinstance(event, Told)], ALLOWANCES)) == {11}
+
+
+def test_of_what_did_not_succeed_a_stream_may_have_shown_more_than_was_kept() -> None:
+    tale = Tale(0, "canceled", 0)
+    for count in (0, 1, 2, 3, 4):
+        shown = tale.streamed(9.5, count, 1, "canceled", with_logs=True)
+        assert check(ordered([*history([tale]), shown]), ALLOWANCES).holds
+    other = msgspec.structs.replace(shown, items=[tale.output()[1]])
+    assert broken_ones(check(ordered([*history([tale]), other]), ALLOWANCES)) == {12}
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
 def test_verdicts_add_up() -> None:
     sound = check(history(tales_of([*SHAPES])), ALLOWANCES)
-    broken = KINDS[0].broken(tales_of([*SHAPES]), random.Random(1))
-    assert broken is not None
-    both = total([sound, check(broken, ALLOWANCES)])
-    assert (both.rows[0].tries, both.rows[0].violations) == (16, 1)
+    spoilt = KINDS[0].broken(tales_of([*SHAPES]), random.Random(1))
+    assert spoilt is not None
+    both = total([sound, check(spoilt, ALLOWANCES)])
+    assert (both.rows[0].tries, both.rows[0].violations) == (22, 1)
     assert both.rows[3].notes == {"won": 4}
     assert broken_ones(both) == {1}
 

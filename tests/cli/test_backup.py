@@ -53,6 +53,7 @@ def test_without_a_name_the_copy_is_named_after_the_time(server: Server, folder:
     assert copy.name.startswith("cogflare-backup-20")
     assert made.stdout == f"{copy.name}\n"
     assert "predictions" in made.stderr
+    assert "secret.key: keep a copy" in made.stderr
 
 
 def test_nothing_is_overwritten_unless_it_is_wanted(server: Server, folder: Path) -> None:
@@ -104,6 +105,23 @@ def test_postgresql_has_its_own_tools(folder: Path) -> None:
     assert "secret" not in refused.output
 
 
+def test_files_in_a_bucket_stay_there(server: Server, folder: Path) -> None:
+    storage = {
+        "COGFLARE_DATA": str(data_of(server)),
+        "COGFLARE_STORAGE": "s3://bucket/files",
+        "COGFLARE_S3_ACCESS_KEY_ID": "id",
+        "COGFLARE_S3_SECRET_ACCESS_KEY": "the-secret",
+    }
+    made = CliRunner().invoke(cogflare, ["backup", "copy", "--with-files"], env=storage)
+    assert made.exit_code == 0, made.output
+    assert sorted(path.name for path in (folder / "copy").iterdir()) == ["cogflare.db", "secret.key"]
+    assert "The stored files are in s3://bucket/files" in made.stderr
+    assert "the-secret" not in made.output
+    postgres = storage | {"COGFLARE_DATABASE_URL": "postgresql://host/x"}
+    refused = CliRunner().invoke(cogflare, ["backup"], env=postgres)
+    assert "the stored files are in s3://bucket/files" in refused.stderr
+
+
 def test_a_server_starts_on_a_copy_with_files_and_shows_everything(stage: Stage, folder: Path) -> None:
     server = stage.server()
     worker = stage.scripted(server, "single", slots=4).connected()
@@ -118,6 +136,7 @@ def test_a_server_starts_on_a_copy_with_files_and_shows_everything(stage: Stage,
     assert made.exit_code == 0, made.output
     report: dict[str, Any] = json.loads(made.stdout)
     assert report["files"]["new"] == report["files"]["files"] == 1
+    assert stat.S_IMODE((folder / "copy" / "secret.key").stat().st_mode) == 0o600
     refused = backup(server, "copy", "--with-files")
     assert refused.exit_code == 1
     worker.kill9()
@@ -125,10 +144,13 @@ def test_a_server_starts_on_a_copy_with_files_and_shows_everything(stage: Stage,
     assert json.loads(again.stdout)["files"] == {**report["files"], "new": 0}
 
     shown = [server.get(one) for one in (ended, large)]
+    secret = server.call("GET", "/v1/webhooks/default/secret", token=server.token()).json()
+    assert backup(server, "copy", "--with-files", "--force").exit_code == 0
     restored = stage.server(data=str(folder / "copy"), admin_token=server.admin_token)
     for one in shown:
         found = restored.call("GET", f"/v1/predictions/{one['id']}", token=server.token()).json()
         assert {**found, "urls": None, "output": None} == {**one, "urls": None, "output": None}
+    assert restored.call("GET", "/v1/webhooks/default/secret", token=server.token()).json() == secret
     output = restored.call("GET", f"/v1/predictions/{ended}", token=server.token()).json()["output"]
     assert restored.http.get(output).content == content
     assert restored.call("GET", f"/v1/predictions/{running}", token=server.token()).json()["status"] == "processing"

@@ -119,10 +119,9 @@ def test_the_server_may_be_killed_meanwhile(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def frames(stage: Stage, server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+def frames(stage: Stage, server: Server, cog_cache: Path) -> None:
     """Real workers of the models `frames` and `files`."""
-    cache = tmp_path_factory.mktemp("environments")
-    started = [stage.cog(server, f"me/{name}", MODELS / name, cache) for name in ("frames", "files")]
+    started = [stage.cog(server, f"me/{name}", MODELS / name, cog_cache) for name in ("frames", "files")]
     for worker in started:
         worker.connected()
 

@@ -16,6 +16,21 @@ def rows(text: str) -> list[list[str]]:
     return [line.split("\t") for line in text.splitlines()]
 
 
+def test_what_cannot_be_requeued(shell: Shell) -> None:
+    done = shell.server.create()
+    shell.server.ended(done)
+    failed = shell.server.create(fail="a bug")
+    shell.server.ended(failed)
+    result = shell.run("predictions", "requeue", done, failed, "nothing")
+    assert result.exit_code == 2
+    assert [row[0] for row in rows(result.stdout)] == [failed]
+    assert f"{done}\tthe server refused this (HTTP 409): The prediction has succeeded" in result.stderr
+    assert "has no prediction nothing" in result.stderr
+    for arguments in ((), ("--all", done)):
+        result = shell.run("predictions", "requeue", *arguments)
+        assert (result.exit_code, "name predictions, or --all" in result.stderr) == (2, True)
+
+
 def test_what_struck_out_is_listed_and_requeued(shell: Shell) -> None:
     first, second = lost(shell), lost(shell)
     shell.server.ended(shell.server.create(fail="a bug"))
@@ -30,21 +45,6 @@ def test_what_struck_out_is_listed_and_requeued(shell: Shell) -> None:
     assert old == second
     assert shell.server.get(newer)["input"] == {"crash": 3}
     assert shell.ok("predictions", "requeue", "--all") == ""
-
-
-def test_what_cannot_be_requeued(shell: Shell) -> None:
-    done = shell.server.create()
-    shell.server.ended(done)
-    failed = shell.server.create(fail="a bug")
-    shell.server.ended(failed)
-    result = shell.run("predictions", "requeue", done, failed, "nothing")
-    assert result.exit_code == 2
-    assert [row[0] for row in rows(result.stdout)] == [failed]
-    assert f"{done}\tthe server refused this (HTTP 409): The prediction has succeeded" in result.stderr
-    assert "has no prediction nothing" in result.stderr
-    for arguments in ((), ("--all", done)):
-        result = shell.run("predictions", "requeue", *arguments)
-        assert (result.exit_code, "name predictions, or --all" in result.stderr) == (2, True)
 
 
 def test_workers_are_listed_with_their_health(shell: Shell, stage: Stage) -> None:

@@ -18,9 +18,3 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Stage(tmp_path_factory.mktemp("stage")) as stage:
         yield stage
-
-
-@pytest.fixture(scope="session")
-def cog_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the real workers keep the environments of their models, built once a session."""
-    return tmp_path_factory.mktemp("environments")

@@ -4,9 +4,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from msgspec import UNSET, Raw
 
+from cogflare.blobs.base import BlobStore
 from cogflare.domain.clock import Clock
 from cogflare.domain.ids import new_id
 from cogflare.engine.accounts import Accounts
@@ -14,7 +16,9 @@ from cogflare.engine.adoption import Ground, LinkTimes
 from cogflare.engine.backoff import Backoff, Releases
 from cogflare.engine.catalog import NO_BOUNDS, Bounds, Catalog
 from cogflare.engine.dispatcher import Dispatcher
+from cogflare.engine.downloads import Downloads
 from cogflare.engine.health import Health
+from cogflare.engine.inputs import Inputs
 from cogflare.engine.leases import Leases
 from cogflare.engine.limits import Limits
 from cogflare.engine.link import Link
@@ -22,9 +26,12 @@ from cogflare.engine.links import Fleet
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Order, Predictions
 from cogflare.engine.repeats import Repeats
+from cogflare.engine.secrets import Secrets
 from cogflare.engine.service import Checkpoints, Tasks
 from cogflare.engine.sizes import SIZES, Sizes
 from cogflare.engine.stops import Stops
+from cogflare.engine.streams import Streams
+from cogflare.engine.uploads import Uploads
 from cogflare.engine.views import PredictionView
 from cogflare.engine.waiters import Waiters
 from cogflare.protocol.agent_end import AgentEnd
@@ -32,8 +39,10 @@ from cogflare.protocol.codec import server_frames
 from cogflare.protocol.messages import PONG, Answer, Assign, Cancel, Finish, Offer, ServerMessage
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller
+from cogflare.vault import Vault
 
 VERSION = "a" * 64
+SECRET_KEY = "the key of servers in tests, no secret"
 _decoder = server_frames()
 NO_PAUSE = Backoff(0.0, 60.0)
 TIMES = LinkTimes(heartbeat_s=0.2, silence_s=1.0, close_grace_s=0.2, lease_s=0.8)
@@ -79,6 +88,9 @@ class Rig:
         bounds: Bounds = NO_BOUNDS,
         max_queued: int | None = None,
         sizes: Sizes = SIZES,
+        blobs: BlobStore | None = None,
+        max_upload_bytes: int = 100 << 20,
+        max_inline_bytes: int = 256 << 10,
     ) -> None:
         self.db = db
         self.clock = clock or SystemClock()
@@ -91,10 +103,18 @@ class Rig:
         self.losses = Losses(db, self.clock, stops, self.health, 3, backoff)
         self.releases = Releases(db, self.clock, backoff)
         waiters = Waiters()
+        self.vault = Vault(SECRET_KEY, Path())
+        self.secrets = Secrets(db, self.clock, self.vault)
+        self.inputs = None
+        if blobs is not None:
+            self.uploads = Uploads(db, blobs, self.clock, max_upload_bytes)
+            downloads = Downloads(db, self.clock, self.uploads, self.secrets)
+            self.inputs = Inputs(db, blobs, self.clock, self.uploads, downloads, max_inline_bytes)
         self.predictions = Predictions(
-            db, self.clock, self.catalog, self.dispatcher, waiters, stops, self.losses, max_queued
+            db, self.clock, self.catalog, self.dispatcher, waiters, stops, self.losses, max_queued, self.inputs
         )
         self.repeats = Repeats(db, self.clock, self.predictions)
+        self.streams = Streams(db, stops.feeds, self.tasks.spawn)
         self.limits = Limits(db, self.clock, stops, self.losses)
         self.checkpoints = Checkpoints(db, self.predictions, self.tasks.spawn)
         self.ground = Ground(
@@ -221,11 +241,11 @@ class RigWorker:
         await self.pump()
         return key
 
-    async def finish(self, key: tuple[str, int], output: bytes = b'"done"', **fields: object) -> str:
-        """End an attempt and return the server's verdict."""
+    async def finish(self, key: tuple[str, int], output: bytes | None = b'"done"', **fields: object) -> str:
+        """End an attempt and return the server's verdict; without `output`, what was shown so far is all of it."""
         self.answers[key] = asyncio.get_running_loop().create_future()
         status = fields.pop("status", "succeeded")
-        finish = Finish(*key, status, output=Raw(output), slot_free=True, **fields)  # type: ignore[arg-type]
+        finish = Finish(*key, status, output=UNSET if output is None else Raw(output), slot_free=True, **fields)  # type: ignore[arg-type]
         self.end.finish(finish, self.rig.clock.monotonic())
         await self.pump()
         if key not in self.end.kept and not self.answers[key].done():

@@ -1,16 +1,17 @@
 """Output files and large results of attempts: who may send them, and what of them is kept."""
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from cogflare.blobs.base import BlobTooLarge, UploadTarget
+from cogflare.blobs.base import BlobMismatch, BlobOffset, BlobTooLarge, Label, UploadTarget
 from cogflare.blobs.local import LocalBlobStore
 from cogflare.domain.errors import NotFound
 from cogflare.domain.ids import new_id, new_key
-from cogflare.engine.files import Files, NotUploaded, Sender, Superseded, safe_name, safe_type
+from cogflare.engine.files import Files, NotUploaded, Proof, Sender, Superseded, safe_name, safe_type
 from cogflare.store.base import Database
 from engine.rig import Rig, RigWorker
 
@@ -22,8 +23,20 @@ LIMIT = 1000
 class Bucket(LocalBlobStore):
     """A store that takes uploads itself, as an object store with presigned URLs does."""
 
-    async def upload_target(self, key: str, content_type: str, size: int | None) -> UploadTarget | None:
-        return UploadTarget(f"https://bucket.example.net/{key}", headers={"content-type": content_type})
+    async def upload_target(self, key: str, label: Label, size: int | None) -> UploadTarget | None:
+        headers = {"content-type": label.content_type, "content-disposition": label.content_disposition}
+        return UploadTarget(f"https://bucket.example.net/{key}", headers=headers)
+
+
+class Parts(Bucket):
+    """A store that takes a file in parts; `sent` are the tags of uploads that it has."""
+
+    sent: Mapping[str, tuple[str, ...]] = {}
+
+    async def complete(self, key: str, upload: str, tags: Sequence[str]) -> None:
+        if self.sent.get(upload) != tuple(tags):
+            raise BlobMismatch
+        await self.put(key, body(b"hello"), LIMIT, Label(""))
 
 
 async def body(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -157,16 +170,77 @@ async def test_a_store_that_takes_uploads_itself(store: Database, tmp_path: Path
     _, sender, key = await scene.begin()
     ticket = await scene.files.announce(sender, key, "f.txt", "text/plain", 5)
     assert ticket.upload == UploadTarget(
-        f"https://bucket.example.net/{ticket.id}", headers={"content-type": "text/plain"}
+        f"https://bucket.example.net/{ticket.id}",
+        headers={
+            "content-type": "text/plain",
+            "content-disposition": "inline; filename=\"f.txt\"; filename*=UTF-8''f.txt",
+        },
     )
     digest = hashlib.sha256(b"hello").hexdigest()
     with pytest.raises(NotUploaded):
-        await scene.files.confirm(sender, ticket.id, 5, digest)
-    await bucket.put(ticket.id, body(b"hello"), LIMIT)
+        await scene.files.confirm(sender, ticket.id, Proof(5, digest))
+    await bucket.put(ticket.id, body(b"hello"), LIMIT, Label("text/plain"))
     with pytest.raises(NotUploaded):
-        await scene.files.confirm(sender, ticket.id, 6, digest)
-    await scene.files.confirm(sender, ticket.id, 5, digest)
+        await scene.files.confirm(sender, ticket.id, Proof(6, digest))
+    await scene.files.confirm(sender, ticket.id, Proof(5, digest))
     assert await scene.read(ticket.id, "f.txt") == b"hello"
+
+
+async def test_a_store_that_takes_parts_has_them_joined(store: Database, tmp_path: Path) -> None:
+    blobs = Parts(tmp_path / "bucket")
+    scene = Scene(store, blobs)
+    _, sender, key = await scene.begin()
+    ticket = await scene.files.announce(sender, key, "f.txt", "text/plain", 5)
+    proof = Proof(5, hashlib.sha256(b"hello").hexdigest(), "upload-1", ["one", "two"])
+    with pytest.raises(NotUploaded):
+        await scene.files.confirm(sender, ticket.id, proof)
+    blobs.sent = {"upload-1": ("one", "two")}
+    for _ in range(2):
+        await scene.files.confirm(sender, ticket.id, proof)
+    assert await scene.read(ticket.id, "f.txt") == b"hello"
+
+
+async def test_whoever_asks_where_to_go_on_ends_the_body_that_still_trickles_in(scene: Scene) -> None:
+    _, sender, key = await scene.begin()
+    ticket = await scene.files.announce(sender, key, "f", "text/plain")
+    begun, more = asyncio.Event(), asyncio.Event()
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"first"
+        begun.set()
+        await more.wait()
+        yield b" and late"
+
+    stale = asyncio.create_task(scene.files.append(sender, ticket.id, 0, stalled()))
+    await begun.wait()
+    assert await scene.files.offset(sender, ticket.id) == 5
+    more.set()
+    assert await stale == 5
+    assert await scene.files.append(sender, ticket.id, 5, body(b" and last")) == 14
+    proof = Proof(14, hashlib.sha256(b"first and last").hexdigest())
+    await asyncio.gather(*(scene.files.confirm(sender, ticket.id, proof) for _ in range(3)))
+    assert await scene.read(ticket.id, "f") == b"first and last"
+    with pytest.raises(NotUploaded):
+        await scene.files.confirm(sender, ticket.id, Proof(14, "a" * 64))
+
+
+async def test_what_came_before_a_break_is_kept(scene: Scene) -> None:
+    _, sender, key = await scene.begin()
+    ticket = await scene.files.announce(sender, key, "f", "text/plain")
+
+    async def breaking() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await scene.files.append(sender, ticket.id, 0, breaking())
+    assert await scene.files.offset(sender, ticket.id) == 4
+    with pytest.raises(BlobOffset):
+        await scene.files.append(sender, ticket.id, 3, body(b"e"))
+    with pytest.raises(BlobTooLarge):
+        await scene.files.append(sender, ticket.id, 4, body(bytes(LIMIT)))
+    with pytest.raises(BlobTooLarge):
+        await scene.files.append(sender, ticket.id, 4, body(), LIMIT)
 
 
 async def test_a_large_result_is_cut_and_joined(scene: Scene) -> None:

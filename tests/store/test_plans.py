@@ -15,7 +15,9 @@ from store.scene import OTHER_QUEUE, QUEUE, Rows, Scene
 
 pytestmark = pytest.mark.anyio
 
-GROWING = "predictions|queue_entries|attempts|inputs|chunks|files|idempotency|deliveries|tokens|versions|flows"
+GROWING = (
+    "predictions|queue_entries|attempts|inputs|chunks|files|idempotency|deliveries|delivery_tries|tokens|versions|flows"
+)
 LIBRARIES = {dialect: Library(package_folder(), dialect) for dialect in ("sqlite", "postgres")}
 
 # Statements that look at all of something small: what is open, who waits.
@@ -40,6 +42,10 @@ PAGE = {
 FILTERS = {
     "list_predictions_by_status": {"status": "'starting'"},
     "list_predictions_by_model": {"model": "'o/m11'"},
+    "list_uploads": {"now": "0"},
+    "list_uploads_upwards": {"now": "0"},
+    "list_deliveries_of": {"prediction": "'e11'"},
+    "list_undelivered": {"state": "'failed'"},
 }
 
 SERIES = {
@@ -109,8 +115,10 @@ async def fill_the_rest(scene: Scene, count: int) -> None:
         " SELECT 'f' || n, 'a', 'output', 'e' || n, 1, 'x', 'x', 'bound', n FROM s",
         "INSERT INTO idempotency (account, kind, key, fingerprint, prediction, created_at)"
         " SELECT 'a' || (n % 5), CASE n % 2 WHEN 0 THEN 'key' ELSE 'retry' END, 'k' || n, 'f' || n, 'e' || n, n FROM s",
-        "INSERT INTO deliveries (id, account, prediction, event, url, state, created_at)"
-        f" SELECT 'd' || n, 'a', 'e' || n, 'completed', '{large}', 'delivered', n FROM s",
+        "INSERT INTO deliveries (id, account, prediction, event, url, host, state, created_at)"
+        f" SELECT 'd' || n, 'f' || n % 20, 'e' || n, 'completed', '{large}', 'h' || (n % 100),"
+        " CASE n % 10 WHEN 0 THEN 'pending' ELSE 'delivered' END, n FROM s",
+        f"INSERT INTO delivery_tries SELECT 'd' || n, 1, n, 1, 200, NULL, '{large}' FROM s",
     ):
         await scene.rows.run(series(scene.rows, insert, count))
     await scene.rows.run("ANALYZE")
@@ -190,8 +198,19 @@ async def test_statements_use_the_index_made_for_them(plans: dict[str, str]) -> 
         "prunable_data": ("predictions_with_data",),
         "expire_files": ("files_by_attempt",),
         "expire_unbound_files": ("files_pending",),
+        "expire_uploads": ("files_expiring",),
+        "list_uploads": ("files_by_account",),
+        "list_uploads_upwards": ("files_by_account",),
         "expired_files": ("files_expired",),
         "ready_queues": ("flows_",),
+        "waiting_hosts": ("deliveries_due",),
+        "hurry_deliveries": ("deliveries_due",),
+        "claim_deliveries": ("deliveries_due", "deliveries_by_prediction"),
+        "announced": ("deliveries_by_prediction",),
+        "list_deliveries_of": ("deliveries_by_prediction",),
+        "list_deliveries": ("deliveries_by_account",),
+        "list_undelivered": ("deliveries_undelivered",),
+        "old_deliveries": ("deliveries_ended",),
     }
     missing = {name: plans[name] for name, used in indexes.items() if not all(index in plans[name] for index in used)}
     assert missing == {}

@@ -24,7 +24,8 @@ async def test_a_created_prediction_is_claimed_once(scene: Scene) -> None:
     assert (row.deadline, row.webhook, row.webhook_events, row.input) == (5, "https://x.test", "[]", '{"prompt": "x"}')
     assert await scene.entries() == [(id, QUEUE)]
     claimed = await scene.claim()
-    assert claimed == predictions.Claimed(id, 1, "acct", "v1", '{"prompt": "x"}', row.created_at, None)
+    about = '{"prompt": "x"}', row.created_at, None, "https://x.test", "[]", None
+    assert claimed == predictions.Claimed(id, 1, "acct", "v1", *about)
     assert await scene.claim() is None
     row = await scene.row(id)
     assert (row.phase, row.status, row.attempt) == ("assigned", "starting", 1)

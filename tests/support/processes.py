@@ -354,11 +354,12 @@ class Stage:
         cache: Path,
         *,
         name: str = "",
+        url: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start `cogflare worker` on a folder; `cache` is where it keeps the environments of models."""
         name = name or f"worker-{next(self._numbers)}"
-        arguments = ["-m", "cogflare.cli", "worker", str(folder), "--server", server.url, "--model", model]
+        arguments = ["-m", "cogflare.cli", "worker", str(folder), "--server", url or server.url, "--model", model]
         arguments += ["--name", name, "--state", str(self.folder / "state" / name), "--cache", str(cache)]
         return self._worker(
             server, name, arguments, {"COGFLARE_WORKER_TOKEN": server.token("worker"), **(environment or {})}

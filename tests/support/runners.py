@@ -12,8 +12,12 @@ MODELS = Path(__file__).parents[1] / "models"
 
 def family(pid: int) -> list[int]:
     """The processes below that one."""
-    children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
-    return [member for child in map(int, children) for member in [child, *family(child)]]
+    return [member for child in children(pid) for member in [child, *family(child)]]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def finished(events: list[Event]) -> Finished:
@@ -32,11 +36,11 @@ class MemorySink:
         self.failure: Exception | None = None
 
     async def put(
-        self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes], size: int | None
+        self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes] | Path, size: int | None
     ) -> str:
         if self.failure:
             raise self.failure
-        content = b"".join([chunk async for chunk in body])
+        content = body.read_bytes() if isinstance(body, Path) else b"".join([chunk async for chunk in body])
         self.puts.append((prediction_id, filename, content_type, size))
         reference = f"stored:{len(self.puts)}:{filename}"
         self.files[reference] = content
@@ -56,3 +60,4 @@ class Rig:
 
 
 Rigger = Callable[..., Awaitable[Rig]]
+Offspring = Callable[[], list[int]]

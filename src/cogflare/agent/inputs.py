@@ -9,7 +9,7 @@ import re
 import shutil
 import ssl
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +22,17 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.agent.address import ServerAddress
-from cogflare.net.guard import Forbidden, GuardedNetwork
 from cogflare.agent.shelf import Shelf
-from cogflare.domain.schemas import BadSchema, input_schema
+from cogflare.domain.filefields import Place, file_places, file_schema
+from cogflare.net.guard import Forbidden, GuardedNetwork
 
 _HOPS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TIMEOUTS = {"timeout": {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": 30.0}}
 _PREFIX = "cogflare-input-"
+_FILE_PATH = re.compile(r"/(?:f|files)/[0-9a-z]{40}/", re.ASCII)
 _NAME = re.compile(r"[^0-9A-Za-z._-]+")
+_TOLD = re.compile(r"""filename\*=utf-8''([^;\s]+)""", re.IGNORECASE), re.compile(r'filename="?([^";]+)', re.IGNORECASE)
 
 
 _HEADERS = ((b"Accept", b"*/*"), (b"User-Agent", b"cogflare"), (b"Accept-Encoding", b"identity"))
@@ -58,7 +60,10 @@ class Fetched:
 
 
 class InputFiles:
-    """Fetches the files that inputs name. URLs of the server's own origin are trusted, others must be public."""
+    """Fetches the files that inputs name.
+
+    URLs of the server's own origin are trusted, and where it sends requests for its files; others must be public.
+    """
 
     def __init__(
         self,
@@ -85,10 +90,9 @@ class InputFiles:
     def learn(self, openapi_schema: Raw | None) -> None:
         """Take the model's schema; without one, or with one that makes no sense, inputs pass as they are."""
         try:
-            schema = input_schema(msgspec.json.decode(openapi_schema)) if openapi_schema is not None else None
-        except (BadSchema, msgspec.DecodeError):
-            schema = None
-        self._schema = schema if schema is not None and b'"format":"uri"' in msgspec.json.encode(schema) else None
+            self._schema = file_schema(msgspec.json.decode(openapi_schema)) if openapi_schema is not None else None
+        except msgspec.DecodeError:
+            self._schema = None
 
     async def fetch(self, given: Raw) -> Fetched:
         """Return the input with its files replaced by URLs of this machine; raises `InputError`."""
@@ -100,7 +104,7 @@ class InputFiles:
             raise InputError(f"input: {error}") from error
         fetched = Fetched(given)
         try:
-            for place in list(_files([self._schema], value, "input")):
+            for place in list(file_places(self._schema, value)):
                 await self._one(place, fetched)
         except BaseException:
             self.drop(fetched)
@@ -136,7 +140,7 @@ class InputFiles:
         await self._public.aclose()
         await self._shelf.aclose()
 
-    async def _one(self, place: "_Place", fetched: Fetched) -> None:
+    async def _one(self, place: Place, fetched: Fetched) -> None:
         url = place.url
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
@@ -150,30 +154,34 @@ class InputFiles:
         file = fetched.folder / str(len(fetched.urls))
         try:
             async with asyncio.timeout(self._limits.total_s):
-                await self._download(url, file)
+                told = await self._download(url, file)
         except TimeoutError as error:
             raise InputError(f"{place.path}: cannot fetch {_shown(url)}: it took too long") from error
         except _UNREACHABLE as error:
             why = str(error) or type(error).__name__
             raise InputError(f"{place.path}: cannot fetch {_shown(url)}: {why}") from error
-        served = await self._shelf.put_up(file, _filename(url))
+        served = await self._shelf.put_up(file, _harmless(told or unquote(urlsplit(url).path).rpartition("/")[2]))
         fetched.urls.append(served)
         place.holder[place.key] = served
 
-    async def _download(self, url: str, file: Path) -> None:
+    async def _download(self, url: str, file: Path) -> str:
+        """Save what is behind the URL; return the name that was told of it, if any."""
+        is_sent_on = False
         for _ in range(_HOPS + 1):
             async with AsyncExitStack() as stack:
-                response = await stack.enter_async_context(self._get(url))
+                response = await stack.enter_async_context(self._get(url, is_sent_on))
                 if response.status in _REDIRECTS:
+                    # Requests for its files the server sends on to its storage, which may be a neighbour of it.
+                    is_sent_on = self._server.is_own(url) and _FILE_PATH.search(urlsplit(url).path) is not None
                     url = _target(url, response)
                     continue
                 if response.status != 200:
                     raise _Refusal(f"HTTP {response.status}")
                 await self._save(response, file)
-                return
+                return _told_name(_header(response, b"content-disposition").decode("latin-1"))
         raise _Refusal(f"more than {_HOPS} redirects")
 
-    def _get(self, url: str) -> Any:
+    def _get(self, url: str, is_sent_on: bool) -> Any:
         try:
             parsed = httpx2.URL(url)
         except (httpx2.InvalidURL, UnicodeError) as error:
@@ -182,7 +190,7 @@ class InputFiles:
             raise _Refusal("not an http(s) URL")
         if parsed.userinfo:
             raise _Refusal("a URL with a user name is not supported")
-        trusted = self._allow_private or self._server.is_own(str(parsed))
+        trusted = self._allow_private or is_sent_on or self._server.is_own(str(parsed))
         target = httpcore2.URL(scheme=parsed.raw_scheme, host=parsed.raw_host, port=parsed.port, target=parsed.raw_path)
         # No authorization, not even to the server itself: the URL was chosen by whoever made the prediction.
         headers = [(b"Host", parsed.netloc), *_HEADERS]
@@ -216,50 +224,6 @@ _UNREACHABLE = (
 )
 
 
-@dataclass(slots=True)
-class _Place:
-    """Where a file's URL stands in an input."""
-
-    holder: Any
-    key: Any
-    url: str
-    path: str
-
-
-def _files(schemas: list[dict[str, Any]], value: object, path: str) -> Iterator[_Place]:
-    """Find the places below `value` that the schemas, which all describe it, call files."""
-    schemas = list(_unfolded(schemas))
-    pairs: Iterator[tuple[Any, Any]] | enumerate[Any]
-    if isinstance(value, dict):
-        pairs = iter(value.items())
-    elif isinstance(value, list):
-        pairs = enumerate(value)
-    else:
-        return
-    for key, member in pairs:
-        below = [found for schema in schemas if (found := _member(schema, key)) is not None]
-        here = f"{path}.{key}"
-        if isinstance(member, str):
-            if any(schema.get("format") == "uri" for schema in _unfolded(below)):
-                yield _Place(value, key, member, here)
-        elif below:
-            yield from _files(below, member, here)
-
-
-def _unfolded(schemas: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for schema in schemas:
-        yield schema
-        yield from _unfolded([*schema.get("allOf", ()), *schema.get("anyOf", ())])
-
-
-def _member(schema: dict[str, Any], key: str | int) -> dict[str, Any] | None:
-    if isinstance(key, int):
-        found = schema.get("items")
-    else:
-        found = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
-    return found if isinstance(found, dict) else None
-
-
 def _target(url: str, response: httpcore2.Response) -> str:
     location = _header(response, b"location")
     if not location:
@@ -271,10 +235,15 @@ def _header(response: httpcore2.Response, name: bytes) -> bytes:
     return next((value for key, value in response.headers if key.lower() == name), b"")
 
 
-def _filename(url: str) -> str:
+def _told_name(disposition: str) -> str:
+    """Return the file name of a `Content-Disposition`."""
+    found = next((found for form in _TOLD if (found := form.search(disposition))), None)
+    return "" if found is None else unquote(found[1]).rpartition("/")[2]
+
+
+def _harmless(name: str) -> str:
     """Return a harmless name for the file; models go by its extension."""
-    last = unquote(urlsplit(url).path).rpartition("/")[2]
-    return _NAME.sub("_", last).lstrip(".")[-100:] or "file"
+    return _NAME.sub("_", name).lstrip(".")[-100:] or "file"
 
 
 def _shown(url: str) -> str:

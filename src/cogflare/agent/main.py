@@ -4,7 +4,7 @@ import asyncio
 import platform
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,10 +17,11 @@ from cogflare.agent.address import ServerAddress
 from cogflare.agent.agent import REFUSED, STOPPED, Agent
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
+from cogflare.agent.depot import Depot
 from cogflare.agent.identity import claim_state, default_state
 from cogflare.agent.inputs import InputFiles
 from cogflare.agent.journal import Journal
-from cogflare.agent.ledger import Ledger
+from cogflare.agent.ledger import HeldRun, Ledger
 from cogflare.agent.link import Link, refusal_text
 from cogflare.agent.runners import base
 from cogflare.agent.runners.cogfolder import CogFolderRunner
@@ -67,15 +68,15 @@ async def run_worker(options: WorkerOptions) -> int:
     model = f"{options.owner}/{options.model}"
     async with AsyncExitStack() as stack:
         state = stack.enter_context(claim_state(root, options.server.base, model, clock.wall))
-        transfer = Transfer(options.server, options.token, state.worker)
+        depot = Depot(state.path / "outputs")
+        transfer = Transfer(options.server, options.token, state.worker, depot=depot)
         stack.push_async_callback(transfer.aclose)
         ledger = Ledger(state.path, lambda text: console.say("journal", text))
         left = ledger.read()
-        names = None if left is None else frozenset(base.run_name(*held.key) for held in left)
-        runner = _runner(options, transfer, Takeover(state.path, names, options.keep_model_s, ledger.close))
+        names = None if left is None else _names(left)
+        runner = _runner(options, transfer, Takeover(state.path, names, options.keep_model_s, ledger.close), depot)
         stack.push_async_callback(runner.close)
-        folder = state.path / "inputs"
-        inputs = InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs, folder=folder)
+        inputs = _inputs(options, state.path / "inputs")
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
         # Better now than after the minutes that some models take to load.
@@ -95,11 +96,21 @@ async def run_worker(options: WorkerOptions) -> int:
         link = Link(end, options.server, options.token, console, clock=clock, proxy=not options.server.is_here)
         journal = Journal(state.path, lambda text: console.say("journal", text))
         resumed = left if left is not None and offer.is_taken_over else []
+        depot.sweep(_names(resumed))
         agent = Agent(
             runner, end, link, journal, transfer, inputs, console=console, clock=clock, ledger=ledger, left=resumed
         )
         signals.handle(agent.interrupt)
         return await agent.run()
+
+
+def _names(runs: Sequence[HeldRun]) -> frozenset[str]:
+    """Return what Cog calls these runs."""
+    return frozenset(base.run_name(*held.key) for held in runs)
+
+
+def _inputs(options: WorkerOptions, folder: Path) -> InputFiles:
+    return InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs, folder=folder)
 
 
 def agent_end(offer: base.Offer, worker: str, instance: str, name: str, console: Console) -> AgentEnd:
@@ -118,13 +129,13 @@ def _shown(name: str) -> str:
     return (name or socket.gethostname())[:100]
 
 
-def _runner(options: WorkerOptions, sink: base.UploadSink, takeover: Takeover) -> base.Runner:
+def _runner(options: WorkerOptions, sink: base.UploadSink, takeover: Takeover, depot: Depot) -> base.Runner:
     owner, model = options.owner, options.model
     if options.url is not None:
-        return CogHttpRunner(owner, model, options.url, sink, slots=options.slots or 1, takeover=takeover)
+        return CogHttpRunner(owner, model, options.url, sink, slots=options.slots or 1, takeover=takeover, depot=depot)
     cache = options.cache or Path.home() / ".cache" / "cogflare"
     folder = options.folder or Path()
-    return CogFolderRunner(owner, model, folder, cache, sink, slots=options.slots, takeover=takeover)
+    return CogFolderRunner(owner, model, folder, cache, sink, slots=options.slots, takeover=takeover, depot=depot)
 
 
 async def _set_up(runner: base.Runner, console: Console, signals: "_Signals") -> base.Offer | base.SetupFailed | None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from msgspec import UNSET, Raw
 
+from cogflare.agent.courier import Superseded, Ticket, TransferError
 from cogflare.agent.inputs import Fetched, InputError
 from cogflare.agent.ledger import HeldRun
 from cogflare.agent.runners.base import (
@@ -27,7 +28,6 @@ from cogflare.agent.runners.base import (
     Runner,
     Started,
 )
-from cogflare.agent.transfer import Superseded, Ticket, TransferError
 from cogflare.agent.values import BadValue, error_of, fits, metrics_of, to_raw
 from cogflare.domain.clock import Clock
 from cogflare.protocol.agent_end import AgentEnd

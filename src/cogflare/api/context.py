@@ -20,6 +20,7 @@ from cogflare.engine.files import Files
 from cogflare.engine.links import Fleet
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.repeats import Repeats
+from cogflare.net.addresses import PUBLIC, Reach
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller
 
@@ -32,7 +33,10 @@ CALLER = "cogflare.caller"
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The engine behind the API. `max_body` is the most bytes of a JSON request; `public_url` has been checked."""
+    """The engine behind the API.
+
+    `max_body` is the most bytes of a JSON request, `reach` where webhooks may go; `public_url` has been checked.
+    """
 
     predictions: Predictions
     catalog: Catalog
@@ -45,6 +49,7 @@ class Api:
     trusted: TrustedProxies
     max_body: int
     repeats: Repeats
+    reach: Reach = PUBLIC
 
 
 def caller_of(request: Request) -> Caller:

@@ -1,9 +1,11 @@
-"""Output files for whoever knows their URL: ranges, entity tags, and headers under which no file acts as our page."""
+"""Files for whoever knows their URL: ranges, entity tags, and headers under which no file acts as our page.
 
-import re
+Where the storage hands files out itself, a GET is sent on to it.
+"""
+
 from typing import Final
-from urllib.parse import quote
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -20,23 +22,24 @@ from cogflare.api.problems import (
 )
 from cogflare.api.ranges import Span, Unsatisfiable, names_tag, parse_range
 from cogflare.blobs.base import BlobError, BlobFull, BlobMissing, BlobReader, BlobTooLarge
+from cogflare.domain.downloads import disposition, is_shown
 from cogflare.domain.errors import NotFound
+from cogflare.engine.files import Files
 from cogflare.store.files import FileRow
 
-_SHOWN: Final = re.compile(
-    r"image/(?!svg)[a-z0-9.+-]+|(?:audio|video)/[a-z0-9.+-]+|text/plain|application/(?:json|pdf)", re.ASCII
-)
-"""What a browser may show from our origin; everything else is downloaded."""
+log = structlog.get_logger()
+
 _COMMON: Final = {
     "access-control-allow-origin": "*",
     "cache-control": "public, max-age=3600",
     "accept-ranges": "bytes",
     "x-content-type-options": "nosniff",
 }
+_SENT_ON: Final = {"access-control-allow-origin": "*", "cache-control": "private, no-store"}
 
 
 class Handlers:
-    """The endpoint of output files."""
+    """The endpoint of files that belong to a prediction."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -47,29 +50,42 @@ class Handlers:
             row = await self._api.files.find(request.path_params["id"], request.path_params["name"])
         except NotFound:
             raise file_not_found() from None
-        size = row.size or 0
-        tag = f'"{row.sha256}"'
-        headers = {**_COMMON, "etag": tag}
-        if names_tag(request.headers.get("if-none-match"), tag):
-            return Response(status_code=304, headers=headers)
-        headers |= _content_headers(row)
-        try:
-            span = _span(request, size, tag)
-        except Unsatisfiable:
-            return _unsatisfiable(size)
-        whole = Span(0, size)
-        shown = span or whole
-        headers["content-length"] = str(shown.end - shown.start)
-        if span is not None:
-            headers["content-range"] = f"bytes {span.start}-{span.end - 1}/{size}"
-        status = 200 if span is None else 206
-        if request.method == "HEAD":
-            return Response(status_code=status, headers=headers)
-        try:
-            reader = await self._api.files.open(row, shown.start, shown.end)
-        except BlobError as error:
-            raise blob_problem(error) from error
-        return _BlobResponse(reader, status, headers)
+        return await serve(request, row, self._api.files)
+
+
+async def serve(request: Request, row: FileRow, files: Files, *, is_private: bool = False) -> Response:
+    """Answer a GET or HEAD of a file; what `is_private` stays out of shared caches."""
+    size = row.size or 0
+    tag = f'"{row.sha256}"'
+    headers = {**_COMMON, "etag": tag}
+    if is_private:
+        headers["cache-control"] = "private, max-age=3600"
+    if names_tag(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    headers |= _content_headers(row)
+    try:
+        span = _span(request, size, tag)
+    except Unsatisfiable:
+        return _unsatisfiable(size)
+    shown = span or Span(0, size)
+    headers["content-length"] = str(shown.end - shown.start)
+    if span is not None:
+        headers["content-range"] = f"bytes {span.start}-{span.end - 1}/{size}"
+    status = 200 if span is None else 206
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    try:
+        if _follows(request) and (elsewhere := await files.link(row)) is not None:
+            return Response(status_code=302, headers={**_SENT_ON, "location": elsewhere})
+        reader = await files.open(row, shown.start, shown.end)
+    except BlobError as error:
+        raise blob_problem(error) from error
+    return _BlobResponse(reader, status, headers)
+
+
+def _follows(request: Request) -> bool:
+    """Say whether the client goes where it is sent; Replicate's first one for Python takes a redirect for a failure."""
+    return not request.headers.get("user-agent", "").startswith("replicate-python/")
 
 
 class _BlobResponse(StreamingResponse):
@@ -95,6 +111,7 @@ def blob_problem(error: BlobError) -> Problem:
             return file_too_large(error.limit)
         case BlobFull():
             return storage_full()
+    log.warning("the storage of files failed", error=str(error))
     return unavailable(5, "The server's file storage does not answer right now; try again.")
 
 
@@ -112,19 +129,13 @@ def _unsatisfiable(size: int) -> Response:
 
 
 def _content_headers(row: FileRow) -> dict[str, str]:
-    is_shown = _SHOWN.fullmatch(row.content_type.partition(";")[0]) is not None
-    kind = "inline" if is_shown else "attachment"
-    plain = re.sub(r"[^ !#-\[\]-~]", "_", row.name)
-    headers = {
-        "content-type": row.content_type,
-        "content-disposition": f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(row.name, safe='')}",
-    }
-    if not is_shown:
+    headers = {"content-type": row.content_type, "content-disposition": disposition(row.name, row.content_type)}
+    if not is_shown(row.content_type):
         headers["content-security-policy"] = "sandbox"
     return headers
 
 
 def routes(api: Api) -> list[Route]:
-    """Return the routes of output files."""
+    """Return the routes of files that belong to a prediction."""
     handlers = Handlers(api)
     return [Route("/f/{id}/{name}", handlers.get, methods=["GET", "HEAD"])]

@@ -36,10 +36,10 @@ def render(view: PredictionView, links: Links, form: Form = "get") -> bytes:
             id=view.public_id,
             model=view.model,
             version=view.version,
-            input=view.input,
+            input=msgspec.Raw(wire.absolute_files(bytes(view.input), links.base_url)),
             status=view.status,  # type: ignore[arg-type]
             created_at=view.created_at,
-            urls=links.prediction(view.public_id),
+            urls=links.prediction(view.public_id, view.stream_token),
             output=output,
             logs=view.logs,
             error=view.error,
@@ -73,27 +73,31 @@ class Handlers:
     async def put_for_model(self, request: Request) -> Response:
         """PUT /models/{owner}/{name}/predictions/{id}."""
         client_id = requests.parse_client_id(request.path_params["id"])
-        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=False)
+        body = await self._parsed(request, versioned=False)
         owner, name = request.path_params["owner"], request.path_params["name"]
         return await self._create(request, body, f"{owner}/{name}", None, client_id)
 
     async def create_for_model(self, request: Request) -> Response:
         """POST /models/{owner}/{name}/predictions: whatever version its workers offer."""
-        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=False)
+        body = await self._parsed(request, versioned=False)
         owner, name = request.path_params["owner"], request.path_params["name"]
         return await self._create(request, body, f"{owner}/{name}", None)
 
     async def create_for_reference(self, request: Request) -> Response:
         """POST /models/{version id}/predictions: what litellm sends for `owner/name:version`."""
-        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=False)
+        body = await self._parsed(request, versioned=False)
         return await self._create(request, body, None, request.path_params["version"])
 
     async def _body(self, request: Request) -> tuple[requests.PredictionBody, str | None, str | None]:
         """Read the body of a create that says itself what to run: (body, model, version)."""
-        body = requests.parse_prediction(await read_body(request, self._api.max_body), versioned=True)
+        body = await self._parsed(request, versioned=True)
         assert body.version is not None
         reference = requests.parse_reference(body.version)
         return body, f"{reference.owner}/{reference.name}" if reference.owner else None, reference.id
+
+    async def _parsed(self, request: Request, *, versioned: bool) -> requests.PredictionBody:
+        body = await read_body(request, self._api.max_body)
+        return requests.parse_prediction(body, versioned=versioned, reach=self._api.reach)
 
     async def _create(
         self,
@@ -115,6 +119,7 @@ class Handlers:
             body.webhook,
             None if events is None else msgspec.json.encode(events).decode(),
             requests.parse_cancel_after(request.headers.get("cancel-after")),
+            webhook_origin=links.base_url,
         )
         answer = await self._accept(request, order, client_id, hold_s)
         view = answer.view

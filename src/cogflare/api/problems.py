@@ -183,6 +183,8 @@ def storage_full(detail: str = "The server's storage is full; nothing was saved.
 
 
 def _size(limit_bytes: int) -> str:
-    """Print a limit as Replicate does: "100MB" (10^6 bytes), or exact bytes when it is not a whole number of them."""
-    megabytes, rest = divmod(limit_bytes, 1_000_000)
-    return f"{limit_bytes} bytes" if rest else f"{megabytes}MB"
+    """Print a limit as Replicate does: "100MB" (or MiB), or exact bytes when it is not a whole number of either."""
+    for unit, name in ((1_000_000, "MB"), (1 << 20, "MiB")):
+        if limit_bytes % unit == 0:
+            return f"{limit_bytes // unit}{name}"
+    return f"{limit_bytes} bytes"

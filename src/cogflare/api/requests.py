@@ -18,6 +18,7 @@ from msgspec import Raw
 from cogflare.api.problems import Problem, bad_request, invalid_input, malformed_json, version_not_permitted
 from cogflare.domain.ids import is_client_id
 from cogflare.domain.inputs import FieldProblem, type_name
+from cogflare.net.addresses import PUBLIC, Reach, inside, literal
 
 MAX_DEPTH: Final = 128
 """Levels of nesting that a request may have; every parser behind this one takes at least as many."""
@@ -59,21 +60,24 @@ _envelope: Final = msgspec.json.Decoder(_Envelope)
 _anything: Final = msgspec.json.Decoder()
 
 
-def parse_prediction(body: bytes, *, versioned: bool) -> PredictionBody:
+def parse_prediction(body: bytes, *, versioned: bool, reach: Reach = PUBLIC) -> PredictionBody:
     """Parse the body of a create request; `versioned` says that `version` belongs in it (POST /predictions).
 
-    Raise `Problem` 400 for text that is not JSON, 422 with gojsonschema's words for JSON of the wrong shape.
+    `reach` is where webhooks may go, as far as an address tells; names are judged when they are connected to. Raise
+    `Problem` 400 for text that is not JSON, 422 with gojsonschema's words for JSON of the wrong shape.
     """
     try:
         envelope = _envelope.decode(body)
         values = _anything.decode(envelope.input)
     except (ValueError, RecursionError):
-        raise _refusal(body, versioned) from None
+        raise _refusal(body, versioned, reach) from None
     if not isinstance(values, dict) or (envelope.version is None) == versioned:
-        raise _refusal(body, versioned)
+        raise _refusal(body, versioned, reach)
     webhook, last_webhook = envelope.webhook, envelope.webhook_completed
-    if problems := [*_webhook_problems("webhook", webhook), *_webhook_problems("webhook_completed", last_webhook)]:
-        raise invalid_input(problems)
+    if webhook or last_webhook:
+        given = {"webhook": webhook, "webhook_completed": last_webhook}
+        if problems := [found for name, url in given.items() for found in _webhook_problems(name, url, reach)]:
+            raise invalid_input(problems)
     text = bytes(envelope.input)
     _refuse_depth(text, values)
     events = envelope.webhook_events_filter
@@ -123,14 +127,14 @@ def _too_deep() -> Problem:
     return malformed_json(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
-def _refusal(body: bytes, versioned: bool) -> Problem:
+def _refusal(body: bytes, versioned: bool, reach: Reach) -> Problem:
     """Find out, at leisure, why the fast path did not take a body; raise `Problem` 400 where it is not JSON."""
-    problems = _envelope_problems(decode_json(body), versioned)
+    problems = _envelope_problems(decode_json(body), versioned, reach)
     # Only the last of two equal keys is left to look at, while the fast path met them both.
     return invalid_input(problems) if problems else malformed_json("a key is repeated")
 
 
-def _envelope_problems(body: object, versioned: bool) -> list[FieldProblem]:
+def _envelope_problems(body: object, versioned: bool, reach: Reach) -> list[FieldProblem]:
     """Say all that is wrong with a decoded create body, as gojsonschema would."""
     if not isinstance(body, dict):
         return [_expected("", "object", body)]
@@ -147,7 +151,7 @@ def _envelope_problems(body: object, versioned: bool) -> list[FieldProblem]:
         elif type_name(value) != fields[name] and (value is not None or name in ("version", "input")):
             problems.append(_expected(name, fields[name], value))
         elif name in ("webhook", "webhook_completed"):
-            problems += _webhook_problems(name, value)
+            problems += _webhook_problems(name, value, reach)
         elif name == "webhook_events_filter" and value is not None:
             problems += _filter_problems(value)
     return problems
@@ -167,15 +171,28 @@ def _expected(field: str, wanted: str, given: object) -> FieldProblem:
     return FieldProblem("invalid_type", field, f"Invalid type. Expected: {wanted}, given: {type_name(given)}")
 
 
-def _webhook_problems(field: str, url: str | None) -> list[FieldProblem]:
+def _webhook_problems(field: str, url: str | None, reach: Reach) -> list[FieldProblem]:
     if not url:
         return []
     if len(url) > MAX_WEBHOOK_CHARS:
         description = f"String length must be less than or equal to {MAX_WEBHOOK_CHARS}"
         return [FieldProblem("string_lte", field, description)]
-    if not is_http_url(url):
-        return [FieldProblem("format", field, "Does not match format 'uri': pass an http(s) URL")]
-    return []
+    problem = None if is_http_url(url) else "Does not match format 'uri': pass an http(s) URL"
+    if problem is None:
+        problem = _target_problem(url, reach)
+    return [] if problem is None else [FieldProblem("format", field, problem)]
+
+
+def _target_problem(url: str, reach: Reach) -> str | None:
+    """Say why nothing can be sent to an http(s) URL, as far as it can be seen without looking its host up."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if "@" in parts.netloc:
+        return "Does not match format 'uri': a user name in it is not supported, put a secret into the query"
+    if "%" in host:
+        return "Does not match format 'uri': the host has a % in it"
+    address = literal(host)
+    return None if address is None or reach.includes(address) else inside(host)
 
 
 def _filter_problems(events: Sequence[object]) -> list[FieldProblem]:

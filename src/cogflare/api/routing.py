@@ -3,6 +3,7 @@
 Clients do not agree on where the API's `/v1` belongs, so `/v1`, `/` and `/v1/v1` are one and the same tree.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
@@ -16,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cogflare.api import problems
 from cogflare.api.auth import authenticate, authorize
 from cogflare.api.context import Api, Bodies
+from cogflare.api.files import blob_problem
 from cogflare.api.gateway import Gateway
 from cogflare.api.problems import Problem
+from cogflare.blobs.base import BlobError
 from cogflare.domain.errors import (
     Forbidden,
     InvalidInput,
@@ -27,12 +30,14 @@ from cogflare.domain.errors import (
     Reused,
     VersionNotFound,
 )
+from cogflare.domain.ids import STREAM_LENGTH
 from cogflare.protocol.messages import LINK_PATH
 from cogflare.store.base import Full, StoreError
 
 log = structlog.get_logger()
 
-_OPEN = ("/f/", "/health")
+_DOWNLOAD = r"/files/[0-9a-z]{40}/download(?:/|\Z)"
+_OPEN = re.compile(rf"/f/|/health|/streams/|/files/[0-9a-z]{{{STREAM_LENGTH}}}\Z|{_DOWNLOAD}", re.ASCII)
 _WORKERS = "/worker/"
 _MAX_REQUESTS = 25_000  # under way, those that hold their answer back included
 
@@ -61,7 +66,7 @@ class Application:
         try:
             if self._requests > _MAX_REQUESTS:
                 raise problems.unavailable(1, "The server has too many requests to answer right now; try again.")
-            if not path.startswith(_OPEN):
+            if not _OPEN.match(path):
                 caller = await authenticate(self._api.accounts, Headers(scope=scope))
                 authorize(caller, path.startswith(_WORKERS))
                 scope["cogflare.caller"] = caller
@@ -133,6 +138,8 @@ def _problem(error: Exception, scope: Scope) -> Problem:
         return _routing(error, scope)
     if isinstance(error, Full):
         return problems.storage_full()
+    if isinstance(error, BlobError):
+        return blob_problem(error)
     if isinstance(error, StoreError):
         log.error("the store failed a request", path=scope["path"], error=str(error))
         return problems.unavailable(1, "The server's store does not answer right now; try again.")

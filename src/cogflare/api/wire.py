@@ -17,6 +17,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.api.problems import invalid_cursor
+from cogflare.domain.ids import streams_files
 
 
 def format_time(us: int) -> str:
@@ -86,8 +87,11 @@ class Links:
         return f"{self.base_url}/p/{prediction_id}"
 
     def stream(self, token: str) -> str:
-        """Return where a prediction's events are streamed; the token is the permission."""
-        return f"{self.base_url}/v1/streams/{token}"
+        """Return where a prediction's events are streamed; the token is the permission.
+
+        The JavaScript client makes files of what comes from a path that begins like this, and text of all other.
+        """
+        return f"{self.base_url}/v1/{'files' if streams_files(token) else 'streams'}/{token}"
 
     def model(self, owner: str, name: str) -> str:
         """Return a model's page for people."""

@@ -12,17 +12,19 @@ from starlette.routing import Route
 
 from cogflare.api.context import Api, caller_of, json_response, read_body, read_json
 from cogflare.api.files import blob_problem
-from cogflare.api.problems import bad_request, conflict, forbidden, not_found, output_too_large
+from cogflare.api.origin import public_base
+from cogflare.api.problems import Problem, bad_request, conflict, forbidden, not_found, output_too_large
 from cogflare.api.requests import decode_json
-from cogflare.blobs.base import BlobError, UploadTarget
+from cogflare.blobs.base import BlobError, BlobOffset, UploadTarget
 from cogflare.domain.ids import is_id
-from cogflare.engine.files import NotUploaded, Sender, Superseded
+from cogflare.engine.files import NotUploaded, Proof, Sender, Superseded
 from cogflare.protocol.messages import MAX_REASON, AttemptKey, Count, Id
 from cogflare.store import recovery
 from cogflare.store.recovery import SetupFailure
 
 MAX_RESULT_BYTES: Final = 16 << 20
 _MAX_ORDER_BYTES: Final = 64 << 10
+_MAX_PROOF_BYTES: Final = 1 << 20
 _NAME: Final = "[0-9A-Za-z][0-9A-Za-z._-]{0,99}"
 _MODEL: Final = rf"^{_NAME}/{_NAME}\Z"
 
@@ -35,11 +37,11 @@ class FileOrder(msgspec.Struct, frozen=True):
     size: Count | None = None
 
 
-class Proof(msgspec.Struct, frozen=True):
-    """What an agent has put into a blob store."""
+class Resumable(msgspec.Struct, frozen=True):
+    """Where a file may be sent bit by bit instead: HEAD and PATCH to `url`, then POST to `complete`."""
 
-    size: Count
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    url: str
+    complete: str
 
 
 class OrderedFile(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class OrderedFile(msgspec.Struct, frozen=True):
     reference: str
     upload: UploadTarget
     complete: str | None
+    resume: Resumable | None
 
 
 class SetupReport(msgspec.Struct, frozen=True):
@@ -74,25 +77,44 @@ class Handlers:
             ticket = await self._api.files.announce(sender, key, order.filename, order.content_type, order.size)
         # Relative, so that it begins at the URL that the agent dialled and not at the one that clients use.
         own = f"worker/v1/files/{ticket.id}"
-        complete = None if ticket.upload is None else f"{own}/complete"
-        answer = OrderedFile(ticket.id, ticket.reference, ticket.upload or UploadTarget(own), complete)
+        complete = f"{own}/complete"
+        if ticket.upload is None:
+            answer = OrderedFile(ticket.id, ticket.reference, UploadTarget(own), None, Resumable(own, complete))
+        else:
+            answer = OrderedFile(ticket.id, ticket.reference, ticket.upload, complete, None)
         return json_response(msgspec.json.encode(answer), 201)
 
     async def receive(self, request: Request) -> Response:
         """PUT /worker/v1/files/{id}: the bytes of an announced file."""
         sender = _sender(request)
-        announced = request.headers.get("content-length", "")
-        size = int(announced) if announced.isdecimal() and len(announced) <= 18 else None
+        size = _number(request, "content-length")
         with _refusals():
             await self._api.files.receive(sender, request.path_params["id"], request.stream(), size)
         return Response(status_code=204)
 
-    async def complete(self, request: Request) -> Response:
-        """POST /worker/v1/files/{id}/complete: the bytes lie in the blob store."""
+    async def offset(self, request: Request) -> Response:
+        """HEAD /worker/v1/files/{id}: where a file that is sent bit by bit goes on."""
         sender = _sender(request)
-        proof = await read_json(request, Proof, _MAX_ORDER_BYTES)
         with _refusals():
-            await self._api.files.confirm(sender, request.path_params["id"], proof.size, proof.sha256)
+            offset = await self._api.files.offset(sender, request.path_params["id"])
+        return Response(status_code=204, headers={**_offset(offset), "cache-control": "no-store"})
+
+    async def append(self, request: Request) -> Response:
+        """PATCH /worker/v1/files/{id}: the next bytes of a file, from `Upload-Offset` on."""
+        sender, offset = _sender(request), _number(request, "upload-offset")
+        if offset is None:
+            raise bad_request("Upload-Offset must say where in the file these bytes begin", title="Invalid header")
+        size = _number(request, "content-length")
+        with _refusals():
+            reached = await self._api.files.append(sender, request.path_params["id"], offset, request.stream(), size)
+        return Response(status_code=204, headers=_offset(reached))
+
+    async def complete(self, request: Request) -> Response:
+        """POST /worker/v1/files/{id}/complete: all bytes were sent."""
+        sender = _sender(request)
+        proof = await read_json(request, Proof, _MAX_PROOF_BYTES)
+        with _refusals():
+            await self._api.files.confirm(sender, request.path_params["id"], proof)
         return Response(status_code=204)
 
     async def put_result(self, request: Request) -> Response:
@@ -105,11 +127,13 @@ class Handlers:
         return Response(status_code=204)
 
     async def get_input(self, request: Request) -> Response:
-        """GET /worker/v1/attempts/{prediction}/{attempt}/input: an input that did not fit a frame."""
+        """GET /worker/v1/attempts/{prediction}/{attempt}/input: an input that does not fit a frame, or has files."""
         sender, key = _sender(request), _attempt(request)
         with _refusals():
             await self._api.files.require_held(sender, key)
-        text = await self._api.predictions.input_of(*key, sender.worker)
+        # Not under the URL that clients use: a worker may reach the server by another one.
+        origin = public_base(request.scope, None, self._api.trusted)
+        text = await self._api.predictions.input_of(*key, sender.worker, origin)
         return json_response(text.encode())
 
     async def setup_failed(self, request: Request) -> Response:
@@ -129,6 +153,16 @@ class Handlers:
         if not await recovery.note_setup_failure(self._api.db, failure):
             raise forbidden("This worker id belongs to another account.")
         return Response(status_code=204)
+
+
+def _number(request: Request, header: str) -> int | None:
+    """Return the size or place that a header tells."""
+    told = request.headers.get(header, "")
+    return int(told) if told.isascii() and told.isdecimal() and len(told) <= 15 else None
+
+
+def _offset(offset: int) -> dict[str, str]:
+    return {"upload-offset": str(offset)}
 
 
 def _plain(text: str) -> str:
@@ -166,7 +200,9 @@ def _refusals() -> Iterator[None]:
     except Superseded:
         raise conflict("The attempt is over; nothing more of it is wanted.") from None
     except NotUploaded:
-        raise conflict("The file storage does not have these bytes.") from None
+        raise Problem(409, "The file storage does not have these bytes.", headers=_offset(0)) from None
+    except BlobOffset as error:
+        raise Problem(409, f"The file goes on at byte {error.size}.", headers=_offset(error.size)) from None
     except BlobError as error:
         raise blob_problem(error) from error
 
@@ -177,7 +213,9 @@ def routes(api: Api, max_result_bytes: int = MAX_RESULT_BYTES) -> list[Route]:
     attempt = "/worker/v1/attempts/{prediction}/{attempt}"
     return [
         Route(f"{attempt}/files", handlers.announce, methods=["POST"]),
+        Route("/worker/v1/files/{id}", handlers.offset, methods=["HEAD"]),
         Route("/worker/v1/files/{id}", handlers.receive, methods=["PUT"]),
+        Route("/worker/v1/files/{id}", handlers.append, methods=["PATCH"]),
         Route("/worker/v1/files/{id}/complete", handlers.complete, methods=["POST"]),
         Route(f"{attempt}/result", handlers.put_result, methods=["PUT"]),
         Route(f"{attempt}/input", handlers.get_input),

@@ -8,13 +8,17 @@ Nothing outside this package knows what is behind the seam.
     ├── BlobFull          the disk or a quota is full; nothing was kept
     ├── BlobOffset        an upload goes on at another place than the caller thinks
     ├── BlobMismatch      the parts of an upload are not the ones that were sent
+    ├── BlobRefused       the store takes nothing from us as it is set up: credentials, a bucket, a right
     └── BlobUnavailable   the store does not answer, or what it holds cannot be read
 """
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+
+_KEY: Final = re.compile(r"[0-9a-z]{40}", re.ASCII)
 
 
 class BlobError(Exception):
@@ -49,6 +53,10 @@ class BlobMismatch(BlobError):
     """The parts of an upload are not the ones that were sent; it is not complete."""
 
 
+class BlobRefused(BlobError):
+    """The store takes nothing from us as it is set up; the text says what the operator has to do."""
+
+
 class BlobUnavailable(BlobError):
     """The store does not answer, or what it holds cannot be read."""
 
@@ -69,7 +77,7 @@ class Label(msgspec.Struct, frozen=True):
 
 
 class UploadTarget(msgspec.Struct, frozen=True):
-    """Where a worker sends the bytes of a file itself; `headers` are part of what was signed.
+    """Where a worker sends the bytes of a file itself; `headers` are part of what was signed, and so is their number.
 
     With `parts`, each of these URLs takes the next `part_bytes` of the file (the last one the rest), again and again
     until it is answered; the answers' ETags and `upload` then complete the blob.
@@ -98,11 +106,14 @@ class BlobReader(Protocol):
 class BlobStore(Protocol):
     """Durable storage of bytes. A key is the id of a file: 40 characters of 0-9 and a-z; others are a `ValueError`.
 
-    Methods that have no other word about it raise `BlobUnavailable` where the store does not answer.
+    Methods that have no other word about it raise `BlobUnavailable` where the store does not answer, and `BlobRefused`.
     """
 
     async def check(self) -> None:
-        """See to it that blobs can be written, read and removed; raises a `BlobError` that says what is to be done."""
+        """See to it that blobs can be written, read and removed; raises a `BlobError` that says what is to be done.
+
+        `BlobRefused` stays until somebody does it; others may pass.
+        """
         ...
 
     async def put(self, key: str, body: AsyncIterable[bytes], limit: int, label: Label) -> Stored:
@@ -166,3 +177,9 @@ class BlobStore(Protocol):
     async def aclose(self) -> None:
         """Close connections; twice is harmless."""
         ...
+
+
+def require_key(key: str) -> None:
+    """See to it that this can be the key of a blob; raises `ValueError`."""
+    if not _KEY.fullmatch(key):
+        raise ValueError("the key of a blob is 40 characters of 0-9 and a-z")

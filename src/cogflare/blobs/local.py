@@ -6,26 +6,26 @@
 All file operations run in threads, a piece of about a megabyte at a time.
 """
 
-import asyncio
-import errno
-import hashlib
 import os
-import re
 import secrets
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Final, TypeVar
 
-from cogflare.blobs.base import BlobError, BlobFull, BlobMissing, BlobTooLarge, BlobUnavailable, Stored, UploadTarget
-
-PIECE: Final = 1 << 20
-_KEY: Final = re.compile(r"[0-9a-z]{40}", re.ASCII)
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-T = TypeVar("T")
+from cogflare.blobs.base import (
+    BlobMismatch,
+    BlobMissing,
+    BlobRefused,
+    BlobUnavailable,
+    Label,
+    Stored,
+    UploadTarget,
+    require_key,
+)
+from cogflare.blobs.disk import PIECE, run, sync_folder
+from cogflare.blobs.part import Part, receive
+from cogflare.blobs.scratch import Scratch, sweep
 
 
 class LocalBlobStore:
@@ -34,28 +34,57 @@ class LocalBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._parts = root / "parts"
+        self._scratch = Scratch(self._parts)
 
-    async def put(self, key: str, body: AsyncIterable[bytes], limit: int) -> Stored:
+    async def check(self) -> None:
+        """See to it that the folder can be written to, see `BlobStore`."""
+        part = Part(self._parts / f"check.{secrets.token_hex(8)}")
+        try:
+            await run(part.begin)
+            await run(part.write, b"check")
+        except (BlobMissing, BlobUnavailable) as error:
+            what = f"files cannot be stored in {self._root} ({error}): let the server's user write there"
+            raise BlobRefused(what) from error
+        finally:
+            await run(part.abandon)
+
+    async def put(self, key: str, body: AsyncIterable[bytes], limit: int, label: Label) -> Stored:
         """Store all of `body`, see `BlobStore`."""
         target = self._path(key)
-        part = _Part(self._parts / f"{key}.{secrets.token_hex(8)}")
+        part = Part(self._parts / f"{key}.{secrets.token_hex(8)}")
         try:
-            await _run(part.begin)
-            async for piece in _pieces(body):
-                if part.size + len(piece) > limit:
-                    raise BlobTooLarge(limit)
-                await _run(part.write, piece)
-            await _run(part.commit, target)
+            await receive(part, body, limit)
+            await run(part.end)
+            await run(_place, part.path, target)
         except BaseException:
-            await _run(part.abandon)
+            await run(part.abandon)
             raise
         return part.stored()
+
+    async def append(self, key: str, offset: int, body: AsyncIterable[bytes], limit: int) -> int:
+        """Add to an upload, see `BlobStore`."""
+        require_key(key)
+        return await self._scratch.append(key, offset, body, limit)
+
+    async def appended(self, key: str) -> int:
+        """Return how much there is of an upload, see `BlobStore`."""
+        require_key(key)
+        return await self._scratch.size(key)
+
+    async def seal(self, key: str, label: Label) -> Stored:
+        """Make a blob of what was appended, see `BlobStore`."""
+        target = self._path(key)
+        async with self._scratch.lock(key):
+            stored = await self._scratch.digest(key)
+            await self._scratch.sync(key)
+            await run(_place, self._scratch.path(key), target)
+        return stored
 
     async def open(self, key: str, start: int = 0, end: int | None = None) -> "LocalBlobReader":
         """Open a blob or a range of it, see `BlobStore`."""
         reader = LocalBlobReader(self._path(key), start, end)
         try:
-            await _run(reader.begin)
+            await run(reader.begin)
         except BaseException:
             await reader.aclose()
             raise
@@ -63,77 +92,35 @@ class LocalBlobStore:
 
     async def head(self, key: str) -> int:
         """Return the size of a blob, see `BlobStore`."""
-        return (await _run(self._path(key).stat)).st_size
+        return (await run(self._path(key).stat)).st_size
 
     async def delete(self, key: str) -> None:
         """Remove a blob, see `BlobStore`."""
-        await _run(_remove, self._path(key))
+        await run(_remove, self._path(key))
+        await self._scratch.drop(key)
 
-    async def upload_target(self, key: str, content_type: str, size: int | None) -> UploadTarget | None:
-        """Return None: all bytes come through `put`."""
+    async def upload_target(self, key: str, label: Label, size: int | None) -> UploadTarget | None:
+        """Return None: all bytes come through this server."""
+        return None
+
+    async def complete(self, key: str, upload: str, tags: Sequence[str]) -> None:
+        """Refuse: nobody was told to send parts."""
+        raise BlobMismatch("files are sent through this server, not in parts")
+
+    async def link(self, key: str, label: Label, expires_s: float) -> str | None:
+        """Return None: all bytes are served by this server."""
         return None
 
     async def sweep(self, older_than_s: float) -> int:
         """Remove parts of blobs that nobody writes any more, see `BlobStore`."""
-        return await _run(self._sweep, older_than_s)
+        return await run(sweep, self._parts, older_than_s)
+
+    async def aclose(self) -> None:
+        """Do nothing: every file is closed by whoever opened it."""
 
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
-            raise ValueError("the key of a blob is 40 characters of 0-9 and a-z")
+        require_key(key)
         return self._root / key[:2] / key
-
-    def _sweep(self, older_than_s: float) -> int:
-        oldest, swept = time.time() - older_than_s, 0
-        for part in self._parts.glob("*"):
-            # Another process may be sweeping too.
-            with suppress(FileNotFoundError):
-                if part.stat().st_mtime < oldest:
-                    part.unlink()
-                    swept += 1
-        return swept
-
-
-class _Part:
-    """A blob while it is written; its methods run in threads, one after the other."""
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self._path = path
-        self._file: FileIO | None = None
-        self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-
-    def begin(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = FileIO(self._path, "xb")
-
-    def write(self, piece: bytes) -> None:
-        assert self._file is not None
-        left = memoryview(piece)
-        while left:
-            left = left[self._file.write(left) :]
-        self._sha256.update(piece)
-        self._md5.update(piece)
-        self.size += len(piece)
-
-    def commit(self, target: Path) -> None:
-        assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._file.close()
-        folder = target.parent
-        if not folder.is_dir():
-            folder.mkdir(exist_ok=True)
-            _sync(folder.parent)
-        self._path.replace(target)
-        _sync(folder)
-
-    def abandon(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._path.unlink(missing_ok=True)
-
-    def stored(self) -> Stored:
-        return Stored(self.size, self._sha256.hexdigest(), self._md5.hexdigest())
 
 
 class LocalBlobReader:
@@ -156,7 +143,7 @@ class LocalBlobReader:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over the bytes, in pieces."""
         while self._left and self._file is not None:
-            piece = await _run(self._file.read, min(PIECE, self._left))
+            piece = await run(self._file.read, min(PIECE, self._left))
             if not piece:
                 raise BlobUnavailable("a blob ends before its range does")
             self._left -= len(piece)
@@ -168,59 +155,17 @@ class LocalBlobReader:
             self._file.close()
 
 
-async def _pieces(body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks, so that each way into a thread is worth it."""
-    waiting: list[bytes] = []
-    size = 0
-    async for chunk in body:
-        waiting.append(chunk)
-        size += len(chunk)
-        if size >= PIECE:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    if size:
-        yield b"".join(waiting)
-
-
-async def _run(work: Callable[..., T], *args: object) -> T:
-    """Run file operations in a thread, and say what went wrong in the words of the seam.
-
-    A caller that is cancelled leaves only after the thread has: it is about to close the file that is worked on.
-    """
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        task.exception()
-        raise cancelled
-    try:
-        return task.result()
-    except OSError as error:
-        raise _translate(error) from error
-
-
-def _translate(error: OSError) -> BlobError:
-    if isinstance(error, FileNotFoundError):
-        return BlobMissing("nothing is stored under this key")
-    kind = BlobFull if error.errno in _FULL else BlobUnavailable
-    return kind(error.strerror or type(error).__name__)
+def _place(part: Path, target: Path) -> None:
+    """Make a durable part the blob."""
+    folder = target.parent
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+    part.replace(target)
+    sync_folder(folder)
 
 
 def _remove(path: Path) -> None:
     with suppress(FileNotFoundError):
         path.unlink()
-        _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in the folder durable, where the system can open folders."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path.parent)

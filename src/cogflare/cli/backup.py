@@ -1,5 +1,6 @@
 """`cogflare backup`: a copy of the database of a server that may be running, and of its files if wanted."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from cogflare.cli.output import as_json, duration, note, print_json
 from cogflare.settings import Settings, SettingsError, load
 from cogflare.store.base import BackupReport, StoreError
 from cogflare.store.open import backup_database, has_backup
+from cogflare.vault import KEY_FILE
 
 _DATABASE: Final = "cogflare.db"
 _FILES: Final = "files"
@@ -30,7 +32,7 @@ Tell = Callable[[str, int, int], None]
 @click.option("--data", help="Data folder of the server (default: ./cogflare-data).")
 @click.option("--database-url", help="Where its database is, if not in the data folder.")
 @click.option("--config", type=click.Path(dir_okay=False), help="The TOML file with the server's settings.")
-@click.option("--with-files", is_flag=True, help="Copy the stored files too; DEST is a folder then.")
+@click.option("--with-files", is_flag=True, help="Copy stored files too, unless in a bucket; DEST is a folder then.")
 @click.option("--force", is_flag=True, help="Replace what is at DEST; with --with-files, bring that copy up to date.")
 @as_json
 def backup(
@@ -56,17 +58,25 @@ def backup(
         started = time.monotonic()
         with _shown() as tell:
             made = backup_database(settings.database(), target, tell)
-            files = _copy_files(settings, target.parent / _FILES, tell) if with_files else None
+            if with_files:
+                _copy_key(settings, target.parent / KEY_FILE)
+            files = _copy_files(settings, target.parent / _FILES, tell) if with_files and not settings.storage else None
     except (SettingsError, StoreError, OSError, ValueError) as error:
         raise click.ClickException(f"no backup was made: {error}") from error
-    _report(target, made, files, settings, as_json, time.monotonic() - started)
+    if as_json:
+        took_s = round(time.monotonic() - started, 3)
+        print_json({"database": str(target), "seconds": took_s, **_fields(made), "files": files})
+        return
+    click.echo(str(target))
+    note(f"{made.predictions} predictions, {_size(made.bytes)}, checked, in {duration(time.monotonic() - started)}")
+    _report(target, files, settings, with_files)
 
 
 def _not_ours(settings: Settings) -> str:
-    return (
-        "the database is PostgreSQL: back it up with pg_dump (or the tools of whoever runs it), and then copy the"
-        f" folder {Path(settings.data) / _FILES}, which has the stored files"
-    )
+    own = "the database is PostgreSQL: back it up with pg_dump (or the tools of whoever runs it)"
+    if settings.storage:
+        return f"{own}; the stored files are in {settings.storage}"
+    return f"{own}, and then copy the folder {Path(settings.data) / _FILES}, which has the stored files"
 
 
 def _target(dest: Path | None, with_files: bool, force: bool) -> Path:
@@ -85,6 +95,25 @@ def _target(dest: Path | None, with_files: bool, force: bool) -> Path:
         raise StoreError(f"a server uses {target} (it has a log beside it)")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _key(settings: Settings) -> Path | None:
+    """Return the file with the key that secrets are sealed with, if it is in one."""
+    file = Path(settings.data) / KEY_FILE
+    return file if settings.secret_key is None and file.exists() else None
+
+
+def _copy_key(settings: Settings, target: Path) -> None:
+    """Copy the key that secrets are sealed with, for this user only."""
+    source = _key(settings)
+    if source is None:
+        return
+    key = source.read_bytes()
+    target.unlink(missing_ok=True)
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(key)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _copy_files(settings: Settings, target: Path, tell: Tell) -> CopyReport:
@@ -111,19 +140,19 @@ def _shown() -> Iterator[Tell]:
         yield tell
 
 
-def _report(
-    target: Path, made: BackupReport, files: CopyReport | None, settings: Settings, as_json: bool, took_s: float
-) -> None:
-    if as_json:
-        print_json({"database": str(target), "seconds": round(took_s, 3), **_fields(made), "files": files})
-        return
-    click.echo(str(target))
-    note(f"{made.predictions} predictions, {_size(made.bytes)}, checked, in {duration(took_s)}")
+def _report(target: Path, files: CopyReport | None, settings: Settings, with_files: bool) -> None:
+    """Say what else belongs to the copy."""
     if files is not None:
         note(f"{files.files} files, {_size(files.bytes)}, {files.new} of them new; start a server on it with:")
         note(f"    cogflare serve --data {target.parent}")
+    elif settings.storage:
+        note(
+            f"The stored files are in {settings.storage}: a server on this copy needs the same settings of the storage."
+        )
     elif any((Path(settings.data) / _FILES).glob("??/*")):
         note(f"The stored files in {Path(settings.data) / _FILES} are not in it: copy them too, or use --with-files.")
+    if not with_files and (key := _key(settings)) is not None:
+        note(f"The secrets in it are sealed with {key}: keep a copy of that too, or use --with-files.")
 
 
 def _fields(made: BackupReport) -> dict[str, int]:

@@ -9,7 +9,7 @@ click.ClickException
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 import click
@@ -26,7 +26,7 @@ _TOKENLESS = (
 
 
 _NAMED: Final = re.compile(
-    r"/v1/(?P<kind>prediction|model|worker|token)s/(?P<name>(?<=models/)[^/]+/[^/]+|(?<!models/)[^/]+)"
+    r"/v1/(?P<kind>prediction|model|worker|token|file)s/(?P<name>(?<=models/)[^/]+/[^/]+|(?<!models/)[^/]+)"
 )
 
 
@@ -71,6 +71,10 @@ class Client:
     def post(self, path: str, body: Any = None, **params: str | None) -> Any:
         """Send JSON (or nothing) and return the JSON that comes back, None for an empty answer."""
         return self._request("POST", path, json=body, params=_given(params))
+
+    def upload(self, path: str, content: tuple[str, IO[bytes], str], fields: Mapping[str, str]) -> Any:
+        """Send a file (its name, its open content, its media type) as a form and return the JSON that comes back."""
+        return self._request("POST", path, files={"content": content}, data=fields)
 
     def patch(self, path: str, body: Any) -> Any:
         """Change what is at `path` and return the JSON that comes back."""

@@ -2,7 +2,7 @@
 
 import base64
 import mimetypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +13,16 @@ from cogflare.domain.schemas import BadSchema, input_schema
 
 MAX_FILE_BYTES: Final = 256_000
 """The largest file that travels inside the request, as a data URL."""
+Upload = Callable[[Path], str]
 _UNKNOWN: Final = frozenset({"unknown"})
 
 
-def parse_inputs(pairs: Iterable[str], openapi_schema: Any) -> dict[str, Any]:
+def parse_inputs(pairs: Iterable[str], openapi_schema: Any, upload: Upload | None = None) -> dict[str, Any]:
     """Return the input that `key=value` pairs ask for; raise `click.UsageError` that says what the model takes.
 
     Types come from the schema; without one, what reads as JSON is JSON. `key=@path` is a file: a data URL, or its
-    text where the model wants plain text; `@@` begins a value that begins with `@`. A repeated key makes a list.
+    text where the model wants plain text; a larger one is given to `upload`, which returns its URL. `@@` begins a
+    value that begins with `@`. A repeated key makes a list.
     """
     properties = input_properties(openapi_schema)
     values: dict[str, Any] = {}
@@ -32,11 +34,11 @@ def parse_inputs(pairs: Iterable[str], openapi_schema: Any) -> dict[str, Any]:
             raise click.UsageError(f"the model has no input {key!r}; it has: {', '.join(properties)}")
         node = properties.get(key)
         if node is not None and "array" in types_of(node):
-            values[key] = [*values.get(key, []), *_items(key, text, node)]
+            values[key] = [*values.get(key, []), *_items(key, text, node, upload)]
         elif key in values:
             raise click.UsageError(f"the input {key!r} was given twice, and it is no list")
         else:
-            values[key] = _value(key, text, node)
+            values[key] = _value(key, text, node, upload)
     return values
 
 
@@ -78,7 +80,7 @@ def types_of(node: dict[str, Any]) -> frozenset[str]:
     return frozenset(found - {"null"}) or _UNKNOWN
 
 
-def _items(key: str, text: str, node: dict[str, Any]) -> list[Any]:
+def _items(key: str, text: str, node: dict[str, Any], upload: Upload | None) -> list[Any]:
     """Read one of several values, or a whole JSON list."""
     if text.startswith("["):
         try:
@@ -87,15 +89,15 @@ def _items(key: str, text: str, node: dict[str, Any]) -> list[Any]:
             raise click.UsageError(f"-i {key}: this is no JSON list: {error}") from error
         if isinstance(items, list):
             return items
-    return [_value(key, text, node.get("items") or {})]
+    return [_value(key, text, node.get("items") or {}, upload)]
 
 
-def _value(key: str, text: str, node: dict[str, Any] | None) -> Any:
+def _value(key: str, text: str, node: dict[str, Any] | None, upload: Upload | None) -> Any:
     types = _UNKNOWN if node is None else types_of(node)
     if text.startswith("@@"):
         text = text[1:]
     elif text.startswith("@"):
-        return _file(key, Path(text[1:]), node)
+        return _file(key, Path(text[1:]), node, upload)
     if "string" in types:
         return text
     try:
@@ -109,10 +111,12 @@ def _value(key: str, text: str, node: dict[str, Any] | None) -> Any:
     return value
 
 
-def _file(key: str, path: Path, node: dict[str, Any] | None) -> str:
-    """Read a file: as text where the model wants text, else as a data URL."""
+def _file(key: str, path: Path, node: dict[str, Any] | None, upload: Upload | None) -> str:
+    """Read a file: as text where the model wants text, else as a data URL, or upload it."""
     try:
         size = path.stat().st_size
+        if size > MAX_FILE_BYTES and upload is not None and node is not None and _is_file(node):
+            return upload(path)
         if size > MAX_FILE_BYTES:
             raise click.UsageError(
                 f"-i {key}: {path} has {size} bytes, and {MAX_FILE_BYTES} fit into a request; put it where the worker"

@@ -9,12 +9,15 @@ import click
 from cogflare.cli.backup import backup
 from cogflare.cli.bench import bench
 from cogflare.cli.demo import demo
+from cogflare.cli.doctor import doctor
+from cogflare.cli.files import files
 from cogflare.cli.fleet import account, models, workers
 from cogflare.cli.predict import predict
 from cogflare.cli.predictions import predictions
 from cogflare.cli.serve import serve
 from cogflare.cli.tokens import tokens
 from cogflare.cli.verify import verify
+from cogflare.cli.webhooks import webhooks
 from cogflare.cli.worker import worker
 
 _INTERRUPTED = 130
@@ -27,7 +30,23 @@ def cogflare() -> None:
     """One Replicate-compatible API in front of every GPU you can reach."""
 
 
-for command in (serve, worker, predict, predictions, models, workers, tokens, account, backup, demo, bench, verify):
+for command in (
+    serve,
+    worker,
+    predict,
+    predictions,
+    files,
+    models,
+    workers,
+    tokens,
+    webhooks,
+    account,
+    backup,
+    doctor,
+    demo,
+    bench,
+    verify,
+):
     cogflare.add_command(command)
 
 

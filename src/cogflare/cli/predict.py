@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from cogflare.cli.client import ApiError, Client, NotFound, quoted, with_client
+from cogflare.cli.files import send
 from cogflare.cli.following import Feed, follow
 from cogflare.cli.inputs import parse_inputs
 from cogflare.cli.output import note, print_json
@@ -40,7 +41,7 @@ def predict(
     """
     model, version = _parse(reference)
     schema = _schema(client, model, version)
-    values = parse_inputs(inputs, schema)
+    values = parse_inputs(inputs, schema, lambda path: str(send(client, path)["urls"]["get"]))
     feed = Feed(schema, None if as_json and folder is None else folder or Path())
     prediction = _create(client, model, version, values)
     if no_wait:

@@ -22,6 +22,7 @@ import uvloop
 from cogflare import telemetry
 from cogflare.app import Runtime, build
 from cogflare.cli.farewell import Farewell
+from cogflare.cli.httpsocket import HttpSocket
 from cogflare.cli.linksocket import LinkSocket
 from cogflare.cli.openfiles import raise_limit
 from cogflare.domain.clock import Clock
@@ -49,7 +50,7 @@ def _config(settings: Settings, app: Farewell) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=HttpSocket,
         ws=LinkSocket,
         interface="asgi3",
         # A worker of 2022 answers no pings while its model runs; heartbeats of our own decide who is away.

@@ -35,10 +35,11 @@ def verify(
 ) -> None:
     """Try hard to break this installation's promises, and say whether that worked.
 
-    Starts a server and five workers of its own in a throw-away folder, lets eight clients of two accounts create, watch
-    and cancel predictions, and meanwhile, about once a second, something breaks: servers, workers and models are killed
-    or stopped, connections are cut, reset, slowed down or half open, the disk is full, the clock jumps. Then all that
-    the clients were told, that the models did and that the store has is held against ten promises.
+    Starts a server and five workers of its own in a throw-away folder, lets eight clients of two accounts create,
+    watch, stream and cancel predictions, and meanwhile, about once a second, something breaks: servers, workers and
+    models are killed or stopped, connections are cut, reset, slowed down or half open, the disk is full, the clock
+    jumps. Webhooks go to receivers that hang, refuse and vanish. Then all that the clients and the receivers were told,
+    that the models did and that the store has is held against twelve promises.
 
     Nothing of yours is touched. A run takes about 20 seconds and 15 more for each further 100 predictions. The faults
     follow from the seed, which is printed; the same seed plays them again. When a promise is broken the exit code

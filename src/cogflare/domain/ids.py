@@ -7,6 +7,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 ID_LENGTH = 26
 KEY_LENGTH = 40
+STREAM_LENGTH = ID_LENGTH + 1 + KEY_LENGTH
 SHARED = "shared"  # the account whose models and workers every account may use
 
 _LAST_MS = (1 << 48) - 1
@@ -55,9 +56,29 @@ def new_key() -> str:
     return _base32(_random.bits(25), KEY_LENGTH)
 
 
+def new_file_id(now: int) -> str:
+    """Return an unguessable key that sorts by time: a ULID and 70 random bits more."""
+    return new_id(now) + _base32(_random.bits(9), KEY_LENGTH - ID_LENGTH)
+
+
+def new_stream_key(*, of_files: bool) -> str:
+    """Return the key of a prediction's stream; its first letter says whether the output is files."""
+    return f"{'f' if of_files else 't'}{new_key()}"
+
+
+def streams_files(token: str) -> bool:
+    """Say whether the stream that this token (a prediction's id and the key of its stream) opens is one of files."""
+    return len(token) == STREAM_LENGTH and token[ID_LENGTH] == "f"
+
+
 def is_id(text: str) -> bool:
     """Say whether the text has the form of an id."""
     return len(text) == ID_LENGTH and all(char in _ALPHABET for char in text)
+
+
+def is_key(text: str) -> bool:
+    """Say whether the text has the form of a key, or of a file's id."""
+    return len(text) == KEY_LENGTH and all(char in _ALPHABET for char in text)
 
 
 def is_client_id(text: str) -> bool:

@@ -80,6 +80,19 @@ def has_file_outputs(openapi_schema: object) -> bool:
     return False
 
 
+def is_file_output(openapi_schema: object) -> bool:
+    """Say whether the output is a file, or a list or iterator of files: whatever is shown of it is a URL."""
+    schemas = _components(openapi_schema)
+    node = _flatten(component(openapi_schema, "Output"), schemas)
+    for _ in range(MAX_DEPTH):
+        if node.get("format") == "uri":
+            return True
+        some = node.get("anyOf")
+        branches = [part for part in some if part != {"type": "null"}] if isinstance(some, list) else []
+        node = _flatten(branches[0] if len(branches) == 1 else node.get("items"), schemas)
+    return False
+
+
 def _components(openapi_schema: object) -> dict[str, Any]:
     """Return `components.schemas`, or an empty table where the document lacks it or has something else there."""
     found: object = openapi_schema

@@ -16,7 +16,7 @@ from cogflare.domain.phases import Phase
 from cogflare.engine.catalog import Catalog
 from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.health import Health
-from cogflare.engine.live import Holder, Live
+from cogflare.engine.live import Holder, Live, hook_of
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Predictions
 from cogflare.engine.sizes import SIZES, Sizes
@@ -96,6 +96,7 @@ async def adopt(ground: Ground, link: Holder, adopted: Sequence[HeldAttempt], li
         if row is not None and row.attempt == item.attempt and row.phase != Phase.ENDED:
             own = [chunk for chunk in chunks if chunk.prediction == row.id]
             live = ground.predictions.lives[row.id] = _revive(ground, link, row, item, own)
+            ground.predictions.feeds.changed(row.id)
             if live.key in over:
                 live.run_limit_s = None
 
@@ -104,7 +105,7 @@ def _revive(ground: Ground, link: Holder, row: PredictionRow, item: HeldAttempt,
     """Return the live state of an attempt as far as it is committed."""
     live = Live(row.id, row.attempt, row.account, row.version, row.created_at, link, started_at=item.started_at)
     live.run_limit_s, live.assigned_at = row.run_limit_s, ground.clock.monotonic()
-    live.sizes = ground.sizes
+    live.sizes, live.hook = ground.sizes, hook_of(row)
     items, log = list[bytes](), bytearray()
     for chunk in chunks:
         if chunk.kind == "output" and chunk.position < item.output_items:

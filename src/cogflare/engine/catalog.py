@@ -4,15 +4,17 @@ Targets are cached for a few seconds per account and reference; a registration o
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UnsetType
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.errors import Forbidden, NotFound, VersionNotFound
+from cogflare.domain.filefields import file_schema
 from cogflare.domain.ids import model_queue, version_queue
 from cogflare.domain.inputs import InputValidator, compile_input
-from cogflare.domain.schemas import BadSchema, output_kind
+from cogflare.domain.schemas import BadSchema, is_file_output, output_kind
 from cogflare.protocol.messages import Offer
 from cogflare.store import catalog as store
 from cogflare.store.base import Database, Value
@@ -36,7 +38,8 @@ NO_BOUNDS = Bounds()
 class Target(msgspec.Struct, frozen=True):
     """What a create runs: a model, its version (`pinned`: exactly that one), and the queues that may run it.
 
-    `bounds` are those of the model.
+    `bounds` are those of the model. `files` is the schema of its input; None where no part of that is a file.
+    `shows_files`: whatever is shown of the output is the URL of a file.
     """
 
     catalog: str
@@ -47,6 +50,12 @@ class Target(msgspec.Struct, frozen=True):
     queues: tuple[str, ...]
     validator: InputValidator
     bounds: Bounds
+    files: dict[str, Any] | None = None
+    shows_files: bool = False
+
+
+_Schema = tuple[InputValidator, dict[str, Any] | None, bool]
+"""What a target says of a version's schema: `validator`, `files` and `shows_files`."""
 
 
 class OfferRefused(ValueError):
@@ -64,7 +73,7 @@ class Catalog:
         self._clock = clock
         self._bounds = bounds
         self._targets: dict[tuple[str, str, str | None], tuple[float, Target]] = {}
-        self._validators: dict[tuple[str, str, str, str], InputValidator] = {}
+        self._schemas: dict[tuple[str, str, str, str], _Schema] = {}
         self._registered: set[tuple[str, str, str, str]] = set()
 
     async def target(self, account: str, *, model: str | None, version: str | None) -> Target:
@@ -149,7 +158,8 @@ class Catalog:
 
     def _target(self, version: Version, model: Model | None, queues: tuple[str, ...], *, pinned: bool) -> Target:
         key = (version.account, version.owner, version.name, version.id)
-        return Target(*key, pinned, queues, self._validator(version), self._bounds_of(model))
+        validator, file_fields, shows_files = self._schema(version)
+        return Target(*key, pinned, queues, validator, self._bounds_of(model), file_fields, shows_files)
 
     def _bounds_of(self, model: Model | None) -> Bounds:
         if model is None:
@@ -161,15 +171,16 @@ class Catalog:
             self._bounds.max_queued if most is None else most,
         )
 
-    def _validator(self, version: Version) -> InputValidator:
+    def _schema(self, version: Version) -> _Schema:
         key = (version.account, version.owner, version.name, version.id)
-        validator = self._validators.get(key)
-        if validator is None:
-            validator = compile_input(msgspec.json.decode(version.schema) if version.schema else {})
-            if len(self._validators) >= _CACHE_SIZE:
-                self._validators.clear()
-            self._validators[key] = validator
-        return validator
+        known = self._schemas.get(key)
+        if known is None:
+            document = msgspec.json.decode(version.schema) if version.schema else {}
+            known = compile_input(document), file_schema(document), is_file_output(document)
+            if len(self._schemas) >= _CACHE_SIZE:
+                self._schemas.clear()
+            self._schemas[key] = known
+        return known
 
 
 def _version(account: str, offer: Offer, now: int) -> Version:

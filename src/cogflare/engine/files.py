@@ -1,21 +1,36 @@
 """What attempts send by HTTP: output files, and results that do not fit a frame.
 
-A file is announced, then its bytes come, through this server or straight to a blob store; from then on it is served,
-and the finish of its attempt binds it. The key of its blob is its id: unguessable, and all that a reader has to show.
+A file is announced, then its bytes come, through this server (at once, or bit by bit so that a slow link may break) or
+straight to a blob store; from then on it is served, and the finish of its attempt binds it. The key of its blob is its
+id: unguessable, and all that a reader has to show.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterable
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Meta
 
-from cogflare.blobs.base import BlobMissing, BlobReader, BlobStore, BlobTooLarge, UploadTarget
+from cogflare.blobs.base import (
+    BlobMismatch,
+    BlobMissing,
+    BlobOffset,
+    BlobReader,
+    BlobStore,
+    BlobTooLarge,
+    Label,
+    Stored,
+    UploadTarget,
+)
 from cogflare.domain.clock import Clock
+from cogflare.domain.downloads import disposition
 from cogflare.domain.errors import NotFound, RequestError
 from cogflare.domain.ids import new_key
-from cogflare.protocol.messages import AttemptKey
+from cogflare.engine.intake import Intakes
+from cogflare.protocol.messages import AttemptKey, Count
 from cogflare.store import files as store
 from cogflare.store import predictions
 from cogflare.store.base import Conflict, Database
@@ -23,6 +38,7 @@ from cogflare.store.files import FileRow
 
 MAX_FILE_BYTES: Final = 2 << 30
 MAX_NAME_BYTES: Final = 255
+LINK_S: Final = 3600.0
 UNKNOWN_TYPE: Final = "application/octet-stream"
 _KEY: Final = re.compile(r"[0-9a-z]{40}", re.ASCII)
 _WORD: Final = r"[A-Za-z0-9!#$&^_.+-]{1,100}"
@@ -44,6 +60,15 @@ class Sender(msgspec.Struct, frozen=True):
     worker: str
 
 
+class Proof(msgspec.Struct, frozen=True):
+    """What a worker has sent of a file; of one that went to a store in parts also its `upload` and their tags."""
+
+    size: Count
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    upload: Annotated[str, Meta(max_length=2_000)] = ""
+    parts: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=10_000)] = []
+
+
 class FileTicket(msgspec.Struct, frozen=True):
     """An announced file. `reference` stands for it in outputs; `upload` None: the bytes come through this server."""
 
@@ -59,6 +84,8 @@ class Files:
         self._db = db
         self._blobs = blobs
         self._clock = clock
+        self._intakes = Intakes()
+        self._sealing: dict[str, asyncio.Task[Stored]] = {}
         self.max_file_bytes = max_file_bytes
 
     # --- workers ---------------------------------------------------------------------------------------------------
@@ -91,32 +118,56 @@ class Files:
         )
         if not added:
             raise Superseded
-        return FileTicket(id, reference(id, name), await self._blobs.upload_target(id, kind, size))
+        return FileTicket(id, reference(id, name), await self._blobs.upload_target(id, label_of(name, kind), size))
 
     async def receive(self, sender: Sender, id: str, body: AsyncIterable[bytes], announced: int | None = None) -> None:
         """Store the bytes of an announced file; a repetition replaces them until the attempt ends.
 
         Raises `NotFound`, `Superseded` or a `BlobError`. `announced` is the size, where it is known beforehand.
         """
-        await self._require_pending(sender, id)
+        row = await self._require_pending(sender, id)
         self._limit(announced)
-        stored = await self._blobs.put(id, body, self.max_file_bytes)
+        label = label_of(row.name, row.content_type)
+        stored = await self._blobs.put(id, body, self.max_file_bytes, label)
         await self._complete(id, stored.size, stored.sha256, stored.md5)
 
-    async def confirm(self, sender: Sender, id: str, size: int, sha256: str) -> None:
-        """Take a worker's word that a file lies in the blob store, if the store has so many bytes of it.
+    async def offset(self, sender: Sender, id: str) -> int:
+        """Return how much has come of a file that is sent bit by bit; raises `NotFound`, `Superseded`, `BlobError`.
 
-        Raises `NotFound`, `Superseded`, `NotUploaded` or a `BlobError`.
+        Nothing more is taken of a body that is still being read for it.
         """
         await self._require_pending(sender, id)
-        self._limit(size)
-        try:
-            found = await self._blobs.head(id)
-        except BlobMissing:
-            raise NotUploaded from None
-        if found != size:
+        await self._intakes.settle(id)
+        return await self._blobs.appended(id)
+
+    async def append(
+        self, sender: Sender, id: str, offset: int, body: AsyncIterable[bytes], announced: int | None = None
+    ) -> int:
+        """Add to a file that is sent bit by bit, and return its new offset; what comes is kept if `body` breaks off.
+
+        Raises `NotFound`, `Superseded` or a `BlobError`: a `BlobOffset` where the file goes on at another place.
+        """
+        await self._require_pending(sender, id)
+        self._limit(offset + (announced or 0))
+        async with self._intakes.read(id, body) as taken:
+            return await self._blobs.append(id, offset, taken, self.max_file_bytes)
+
+    async def confirm(self, sender: Sender, id: str, proof: Proof) -> None:
+        """Make a file of what was sent bit by bit, or lies in the blob store; safe to repeat.
+
+        Raises `NotFound`, `Superseded`, `NotUploaded` or a `BlobError`: a `BlobOffset` where it has to be sent from
+        there. Of what went straight to a store the sender's digest is taken, since the bytes never pass here.
+        """
+        row = await self._require_pending(sender, id)
+        self._limit(proof.size)
+        if id in self._sealing or await self._blobs.appended(id):
+            stored = await self._seal(row, proof)
+            await self._complete(id, stored.size, stored.sha256, stored.md5)
+        elif row.md5 is None:
+            await self._require_stored(id, proof)
+            await self._complete(id, proof.size, proof.sha256, None)
+        elif (row.size, row.sha256) != (proof.size, proof.sha256):
             raise NotUploaded
-        await self._complete(id, size, sha256, None)
 
     async def put_result(self, sender: Sender, key: AttemptKey, text: str) -> None:
         """Store the output (JSON text) of an attempt whose finish will say so; raises `NotFound` or `Superseded`."""
@@ -131,9 +182,14 @@ class Files:
     async def find(self, id: str, name: str) -> FileRow:
         """Return a file that may be read under this name; raises `NotFound`."""
         row = await store.get(self._db, id) if _KEY.fullmatch(id) else None
-        if row is None or row.purpose != "output" or row.name != name or row.size is None or row.state == "expired":
+        # Uploads, which belong to no prediction, are read by signature.
+        if row is None or row.prediction is None or row.name != name or row.size is None or row.state == "expired":
             raise NotFound
         return row
+
+    async def link(self, row: FileRow) -> str | None:
+        """Return where the storage itself hands the file out; None if it comes through us. Raises a `BlobError`."""
+        return await self._blobs.link(row.id, label_of(row.name, row.content_type), LINK_S)
 
     async def open(self, row: FileRow, start: int = 0, end: int | None = None) -> BlobReader:
         """Open the bytes of a file from `start` up to, but not with, `end`; raises a `BlobError`."""
@@ -141,13 +197,42 @@ class Files:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    async def _require_pending(self, sender: Sender, id: str) -> None:
+    async def _require_pending(self, sender: Sender, id: str) -> FileRow:
         row = await store.get(self._db, id) if _KEY.fullmatch(id) else None
         if row is None or row.prediction is None or row.attempt is None:
             raise NotFound
         await self.require_held(sender, (row.prediction, row.attempt))
         if row.state != "pending":
             raise Superseded
+        return row
+
+    async def _require_stored(self, id: str, proof: Proof) -> None:
+        try:
+            if proof.upload:
+                await self._blobs.complete(id, proof.upload, proof.parts)
+            found = await self._blobs.head(id)
+        except (BlobMismatch, BlobMissing):
+            raise NotUploaded from None
+        if found != proof.size:
+            raise NotUploaded
+
+    async def _seal(self, row: FileRow, proof: Proof) -> Stored:
+        """Make a blob of what was appended. Sealing takes long for large files; who asks again waits for the same."""
+        sealing = self._sealing.get(row.id)
+        if sealing is None:
+            sealing = self._sealing[row.id] = asyncio.create_task(self._sealed(row, proof))
+            sealing.add_done_callback(lambda _: self._sealing.pop(row.id, None))
+        return await asyncio.shield(sealing)
+
+    async def _sealed(self, row: FileRow, proof: Proof) -> Stored:
+        size = await self._blobs.appended(row.id)
+        if size < proof.size:
+            raise BlobOffset(size)
+        stored = await self._blobs.seal(row.id, label_of(row.name, row.content_type))
+        if (stored.size, stored.sha256) != (proof.size, proof.sha256):
+            await self._blobs.delete(row.id)
+            raise BlobOffset(0)
+        return stored
 
     async def _complete(self, id: str, size: int, sha256: str, md5: str | None) -> None:
         if await store.complete(self._db, id, size, sha256, md5):
@@ -166,6 +251,11 @@ class Files:
 def reference(id: str, name: str) -> str:
     """Return what stands for a file in stored outputs; answers put the base URL in place of its scheme."""
     return f"cogflare-file:/f/{id}/{quote(name, safe='')}"
+
+
+def label_of(name: str, content_type: str) -> Label:
+    """Return what is told of a file to whoever downloads it."""
+    return Label(content_type, disposition(name, content_type))
 
 
 def safe_name(filename: str) -> str:

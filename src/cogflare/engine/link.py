@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 import structlog
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
+from cogflare.domain.filefields import has_marks
 from cogflare.domain.ids import model_queue, version_queue
 from cogflare.engine.adoption import Ground, Port, adopt, free_unlisted, resumes_of
 from cogflare.engine.catalog import OfferRefused
 from cogflare.engine.dispatcher import Seat
-from cogflare.engine.live import Live, bounded_metrics, commit_all
+from cogflare.engine.live import Live, bounded_metrics, commit_all, hook_of
 from cogflare.engine.pending import Pending
 from cogflare.protocol.codec import ProtocolError, frames
 from cogflare.protocol.messages import (
@@ -314,6 +315,7 @@ class Link:
             live.add_log(message.offset, message.text)
         else:
             live.metrics = bounded_metrics(live.metrics, message.values)
+        self._ground.predictions.feeds.changed(message.prediction)
 
     def _finish(self, message: Finish) -> None:
         key = (message.prediction, message.attempt)
@@ -424,19 +426,23 @@ class Link:
             self._ground.spawn(self._ground.losses.rescue(key, reason, slot_free=True, is_innocent=True))
             return
         base = predictions.new_base(claimed.prediction)
-        live = Live(*key, claimed.account, claimed.version, claimed.created_at, self, base=base)
+        live = Live(*key, claimed.account, claimed.version, claimed.created_at, self, base=base, hook=hook_of(claimed))
         live.run_limit_s, live.assigned_at = claimed.run_limit_s, self._ground.clock.monotonic()
         live.sizes = self._ground.sizes
         predictions.lives[claimed.prediction] = live
+        predictions.feeds.changed(claimed.prediction)
         known = base.input if base is not None else UNSET
         given = known if claimed.input is None else store.raw(claimed.input)
-        fits = not isinstance(given, UnsetType) and self._fits(len(memoryview(given)))
+        fits = not isinstance(given, UnsetType) and self._fits(given)
         message = Assign(*key, offer, given if fits else UNSET)
         self._end.take(message)
         self.say(message)
 
-    def _fits(self, size: int) -> bool:
-        """Say whether an input of this size is sent, or left for the agent to fetch at its own pace."""
+    def _fits(self, given: Raw) -> bool:
+        """Say whether an input is sent, or left for the agent to fetch: at its own pace, with URLs made for it."""
+        size = len(memoryview(given))
+        if has_marks(given):
+            return False
         if size <= INLINE_BYTES:
             return True
         self._unsent_inputs += size

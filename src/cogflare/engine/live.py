@@ -30,12 +30,25 @@ from cogflare.engine.views import PredictionView
 from cogflare.protocol.codec import ProtocolError
 from cogflare.protocol.messages import AttemptKey
 from cogflare.store.base import Database, Statement
-from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, checkpoint
+from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, Claimed, PredictionRow, checkpoint
 
 UNIT_BYTES = 4 << 20  # of live data in one unit, since units of other callers wait for it
 _METRICS = 100
 _METRIC_NAME = 100  # characters
 _METRIC_BYTES = 1_000
+
+
+class Hook(NamedTuple):
+    """The webhook of a prediction: its URL, its filter as stored, and the origin of the URLs in what it gets."""
+
+    url: str
+    events: str | None
+    origin: str
+
+
+def hook_of(about: Claimed | PredictionRow) -> Hook | None:
+    """Return the webhook of a prediction, if it has one."""
+    return None if about.webhook is None else Hook(about.webhook, about.webhook_events, about.webhook_origin or "")
 
 
 class Holder(Protocol):
@@ -77,6 +90,7 @@ class Live:
     begun_at: float | None = None
     sizes: Sizes = SIZES
     overflow: str | None = None
+    hook: Hook | None = None
     _item_bytes: int = 0
     _is_log_cut: bool = False
     _is_output_cut: bool = False
@@ -85,6 +99,11 @@ class Live:
     def key(self) -> AttemptKey:
         """The attempt's name on the link."""
         return self.prediction, self.attempt
+
+    @property
+    def size(self) -> int:
+        """Bytes of the output and the log so far."""
+        return self._item_bytes + len(self.log)
 
     def restore(self, items: list[bytes], log: bytearray) -> None:
         """Take what is committed of the attempt, as it was cut off then, if it was."""

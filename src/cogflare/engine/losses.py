@@ -77,6 +77,7 @@ class Losses:
                 avoid = await self._avoided(row, state, started_at is None and is_innocent)
                 is_done = await self._requeue(row, lost, started_at, avoid, renewals)
             if is_done:
+                self._stops.feeds.changed(key[0])
                 again = error is None
                 log.warning("attempt lost", prediction=key[0], attempt=key[1], reason=reason, runs_again=again)
                 if started_at is not None and not is_farewell:

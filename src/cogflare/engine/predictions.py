@@ -12,19 +12,21 @@ import msgspec
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.errors import InvalidInput, NotFound, QueueFull
-from cogflare.domain.ids import is_client_id, is_id, new_id, new_key
+from cogflare.domain.ids import is_client_id, is_id, new_id, new_stream_key
 from cogflare.domain.phases import Outcome, Phase, Status
+from cogflare.domain.webhooks import host_of
 from cogflare.engine import endings
 from cogflare.engine.batches import each
 from cogflare.engine.catalog import Catalog, Target
 from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
+from cogflare.engine.inputs import Inputs
 from cogflare.engine.live import Live, view_live
 from cogflare.engine.losses import Losses
 from cogflare.engine.stops import CHANNEL_CANCEL, CHANNEL_ENDED, Stops
 from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_waiting
 from cogflare.engine.waiters import Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
-from cogflare.store import fleet, limits
+from cogflare.store import deliveries, fleet, limits
 from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint, Row, Statement
 from cogflare.store.catalog import Caller
@@ -36,6 +38,7 @@ _LOOK_AGAIN_S = 5.0
 _DIED = "the model's process ended"
 _CANCEL = endings.Stop(Status.CANCELED, Outcome.CANCELED)
 
+_json = msgspec.json.Encoder(order="deterministic")
 PAGE_BYTES = 16 << 20  # of inputs, outputs and logs together
 
 Beside = Callable[[NewPrediction], Sequence[Statement]]
@@ -45,7 +48,8 @@ Beside = Callable[[NewPrediction], Sequence[Statement]]
 class Order(msgspec.Struct, frozen=True):
     """What a client asks for. `input` is the JSON text of an object as sent, `values` the same decoded.
 
-    `cancel_after` is in microseconds from the creation.
+    `cancel_after` is in microseconds from the creation. `webhook_origin`, under which the client knows this server,
+    begins the URLs in what the webhook gets.
     """
 
     input: bytes
@@ -55,6 +59,7 @@ class Order(msgspec.Struct, frozen=True):
     webhook: str | None = None
     webhook_events: str | None = None
     cancel_after: int | None = None
+    webhook_origin: str | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -80,6 +85,7 @@ class Predictions:
         stops: Stops,
         losses: Losses,
         max_queued: int | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -89,8 +95,10 @@ class Predictions:
         self._stops = stops
         self._losses = losses
         self._max_queued = max_queued
+        self._inputs = inputs
         self._new: dict[str, PredictionView] = {}
         self.lives = stops.lives
+        self.feeds = stops.feeds
         # Held by who commits what is live: two at once would cut the same data into pieces that overlap.
         self.saving = asyncio.Lock()
         db.listen(self._heard)
@@ -116,8 +124,18 @@ class Predictions:
         problems = target.validator.problems(order.values)
         if problems:
             raise InvalidInput(problems)
-        new = self._new_prediction(caller, order, target, client_id)
-        aside = () if beside is None else beside(new)
+        if self._inputs is None or target.files is None:
+            return await self._accept(self._new_prediction(caller, order, target, client_id), hold_s, beside)
+        origin = order.webhook_origin or ""
+        async with self._inputs.taking(caller.account, order.input, target.files, order.values, origin) as taken:
+            order = msgspec.structs.replace(order, input=taken.input)
+            new = self._new_prediction(caller, order, target, client_id)
+            return await self._accept(new, hold_s, beside, taken.statements(new.id, new.account, new.created_at))
+
+    async def _accept(
+        self, new: NewPrediction, hold_s: float | None, beside: Beside | None, files: Sequence[Statement] = ()
+    ) -> PredictionView:
+        aside = files if beside is None else [*beside(new), *files]
         if hold_s is None:
             return await self._insert(new, aside)
         waiter = self._waiters.join(new.id)
@@ -210,8 +228,23 @@ class Predictions:
             return row.input
         return (await load_parts(self._db, [row])).inputs.get(row.id)
 
-    async def input_of(self, prediction: str, attempt: int, worker: str) -> str:
-        """Return the input of an attempt to the worker that holds it; raises `NotFound`."""
+    async def input_as_sent(self, row: PredictionRow) -> str | None:
+        """Return the whole input as its client sent it; None where its data has been removed. Raises a `BlobError`."""
+        text = await self.input(row)
+        return text if text is None or self._inputs is None else await self._inputs.as_sent(text, row.id)
+
+    async def has_input(self, row: PredictionRow, values: dict[str, Any]) -> bool:
+        """Say whether this is the input of a prediction, as far as it is still known."""
+        text = await self.input(row)
+        if text is None or _json.encode(msgspec.json.decode(text)) == _json.encode(values):
+            return True
+        return self._inputs is not None and await self._inputs.is_same(text, values)
+
+    async def input_of(self, prediction: str, attempt: int, worker: str, origin: str) -> str:
+        """Return the input of an attempt to the worker that holds it; raises `NotFound`.
+
+        Files that only this server can hand out get URLs under `origin`, which is what the worker dialled.
+        """
         state = await fleet.get_attempt(self._db, prediction, attempt)
         row = await store.get(self._db, prediction)
         if state is None or row is None or state.holder != worker or state.ended_at is not None:
@@ -219,7 +252,7 @@ class Predictions:
         text = await self.input(row)
         if text is None:
             raise NotFound
-        return text
+        return text if self._inputs is None else await self._inputs.resolve(text, row.id, row.account, origin)
 
     # --- workers ---------------------------------------------------------------------------------------------------
 
@@ -244,7 +277,10 @@ class Predictions:
             if seat is not None:
                 statements += self._dispatcher.claim(seat)
             landed = store.has_ended(*live.key, result.ending.completed_at)
-            rows = await self._db.write(*statements, hints=[Hint(CHANNEL_ENDED, live.prediction)], landed=landed)
+            hints = [Hint(CHANNEL_ENDED, live.prediction)]
+            if live.hook is not None:
+                hints.append(deliveries.hint(host_of(live.hook.url)))
+            rows = await self._db.write(*statements, hints=hints, landed=landed)
         except Conflict:
             self.drop(live)
             if finish.slot_free:
@@ -257,6 +293,7 @@ class Predictions:
                 self._dispatcher.cancel(seat)
         # Only now: until the unit is durable, a cancel may win. The store's hint wakes them too, but after this.
         self._waiters.wake(live.prediction, result.ended)
+        self.feeds.ended(live, result)
         self.drop(live)
         if seat is not None:
             self._dispatcher.settle(seat, rows[end:])
@@ -299,10 +336,12 @@ class Predictions:
             caller.account,
             order.input.decode(),
             now,
-            new_key(),
+            new_stream_key(of_files=target.shows_files),
             deadline=None if order.cancel_after is None else now + order.cancel_after,
             webhook=order.webhook,
             webhook_events=order.webhook_events,
+            webhook_host=None if order.webhook is None else host_of(order.webhook),
+            webhook_origin=None if order.webhook is None else order.webhook_origin,
             client_id=client_id,
             run_limit_s=bounds.run_limit_s,
             start_by=None if bounds.start_limit_s is None else now + int(bounds.start_limit_s * 1_000_000),
@@ -339,6 +378,7 @@ class Predictions:
             webhook=new.webhook,
             webhook_events=new.webhook_events,
             client_id=new.client_id,
+            stream_key=new.stream_key,
         )
         landed = Statement("get_prediction", {"id": new.id})
         seat = self._dispatcher.reserve(new.queues)

@@ -120,8 +120,7 @@ class Repeats:
             is_same = row.pinned and order.version == row.version and order.model in (None, row.model)
         if not is_same or (row.webhook, row.webhook_events) != (order.webhook, order.webhook_events):
             return False
-        text = await self._predictions.input(row)
-        return text is None or _json.encode(msgspec.json.decode(text)) == _json.encode(order.values)
+        return await self._predictions.has_input(row, order.values)
 
 
 def _keep_key(account: str, key: str, fingerprint: str, now: int, gone: str | None) -> Beside:

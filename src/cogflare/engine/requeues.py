@@ -2,6 +2,7 @@
 
 import msgspec
 
+from cogflare.blobs.base import BlobMissing
 from cogflare.domain.phases import Phase, Status
 from cogflare.engine.predictions import Order, Predictions
 from cogflare.engine.views import PredictionView
@@ -26,7 +27,10 @@ async def requeue(predictions: Predictions, caller: Caller, prediction: str) -> 
         if row.requeued_as is not None:
             return await predictions.get(caller.account, row.requeued_as), False
         _check(row)
-        text = await predictions.input(row)
+        try:
+            text = await predictions.input_as_sent(row)
+        except BlobMissing:
+            raise NotRequeued("A file of the prediction's input has been removed.") from None
         if text is None:
             continue
         order = _order(row, text)
@@ -53,4 +57,12 @@ def _check(row: PredictionRow) -> None:
 def _order(row: PredictionRow, text: str) -> Order:
     """Return what the prediction asked for; `text` is its input."""
     version = row.version if row.pinned else None
-    return Order(text.encode(), msgspec.json.decode(text), row.model, version, row.webhook, row.webhook_events)
+    return Order(
+        text.encode(),
+        msgspec.json.decode(text),
+        row.model,
+        version,
+        row.webhook,
+        row.webhook_events,
+        webhook_origin=row.webhook_origin,
+    )

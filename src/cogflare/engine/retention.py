@@ -49,8 +49,10 @@ class Retention:
             _Chore(self._pruning.data, look_s),
             _Chore(sweeps.expired, look_s),
             _Chore(sweeps.unbound, _LOOK_S),
+            _Chore(sweeps.uploads, _LOOK_S),
             _Chore(self._pruning.records, _LOOK_S),
             _Chore(sweeps.parts, _RARELY_S),
+            _Chore(sweeps.deliveries, _LOOK_S),
             _Chore(sweeps.workers, _RARELY_S),
             _Chore(sweeps.flows, _RARELY_S),
         ]

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from cogflare.engine.links import Fleet
 from cogflare.engine.live import Live, commit, commit_all, gather
 from cogflare.engine.predictions import Predictions
+from cogflare.engine.streams import Streams
 from cogflare.engine.waiters import Waiters
 from cogflare.store import fleet
 from cogflare.store.base import Database, Statement, StoreError
@@ -16,6 +17,7 @@ from cogflare.store.base import Database, Statement, StoreError
 CHECKPOINT_S = 0.5
 REST_S = 0.05  # until the next unit, where one could not hold all
 START_S = 0.03
+FLIGHTS_S = 2.0  # for messages that are under way to webhooks when the node stops
 _NAMED = 20  # predictions that a stop names in the log
 
 log = structlog.get_logger()
@@ -63,15 +65,20 @@ class Checkpoints:
     """Commits the live data of running attempts: one unit a tick for all that changed, of a bounded size.
 
     A start is committed sooner than the next tick, because clients see it only then; but not at once: a run that is
-    over within that moment needs no unit of its own for it.
+    over within that moment needs no unit of its own for it. `announce` hears of what is durable and has a webhook.
     """
 
     def __init__(
-        self, db: Database, predictions: Predictions, spawn: Callable[[Coroutine[Any, Any, None]], Any]
+        self,
+        db: Database,
+        predictions: Predictions,
+        spawn: Callable[[Coroutine[Any, Any, None]], Any],
+        announce: Callable[[Live], None] | None = None,
     ) -> None:
         self._db = db
         self._predictions = predictions
         self._spawn = spawn
+        self._announce = announce
         self._is_due = False
         self._behind: dict[Live, None] = {}
 
@@ -99,9 +106,21 @@ class Checkpoints:
             portions = gather(dirty)
             served = {portion.live for portion in portions}
             taken = await commit(self._db, portions) if portions else []
+            if self._announce is not None:
+                for portion in taken:
+                    if portion.live.hook is not None:
+                        self._announce(portion.live)
             # Those who got nothing come first in the next unit, then those who got a part.
             waiting = [live for live in dirty if live not in served and live.is_dirty()]
             self._behind = dict.fromkeys([*waiting, *(portion.live for portion in taken if not portion.is_rest)])
+
+
+class Outbox(Protocol):
+    """What delivers messages, and has a way to stop of its own."""
+
+    async def stop(self, limit_s: float) -> None:
+        """Wait for what is under way, but not longer than this."""
+        ...
 
 
 class Engine:
@@ -119,6 +138,8 @@ class Engine:
         waiters: Waiters,
         tasks: Tasks,
         ticks: Mapping[str, Tick],
+        streams: Streams | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._db = db
         self._node = node
@@ -127,6 +148,8 @@ class Engine:
         self._waiters = waiters
         self._tasks = tasks
         self._ticks = ticks
+        self._streams = streams
+        self._outbox = outbox
         self._loops: list[asyncio.Task[None]] = []
         self.is_stopping = False
 
@@ -147,10 +170,15 @@ class Engine:
         self.is_stopping = True
         self._links.stop()
         self._waiters.wake_all()
+        if self._streams is not None:
+            self._streams.stop()
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        flying = None if self._outbox is None else asyncio.ensure_future(self._outbox.stop(min(limit_s, FLIGHTS_S)))
         left = await self._tasks.settle(limit_s)
+        if flying is not None:
+            await flying
         lives = list(self._predictions.lives.values())
         try:
             async with self._predictions.saving:

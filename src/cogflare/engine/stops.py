@@ -4,9 +4,11 @@ Whoever ends a prediction here competes with the worker's finish; the unit that 
 """
 
 from cogflare.domain.clock import Clock
+from cogflare.domain.webhooks import host_of
 from cogflare.engine import endings
+from cogflare.engine.feeds import Feeds
 from cogflare.engine.live import Live
-from cogflare.store import fleet
+from cogflare.store import deliveries, fleet
 from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint
 from cogflare.store.predictions import PredictionRow
@@ -16,12 +18,13 @@ CHANNEL_CANCEL = "cancel"
 
 
 class Stops:
-    """Ends predictions; `lives` has what runs over the links of this node, by prediction."""
+    """Ends predictions; `lives` has what runs over the links of this node, by prediction, `feeds` who reads it."""
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
         self.lives: dict[str, Live] = {}
+        self.feeds = Feeds(self.lives)
 
     async def stop(self, row: PredictionRow, stop: endings.Stop, live: Live | None = None) -> bool:
         """End a prediction with what it has shown so far (`live`: here); False if it moved meanwhile."""
@@ -34,6 +37,8 @@ class Stops:
         now = self._clock.wall()
         statements = endings.from_stop(row, live, stop, now)
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
+        if row.webhook is not None:
+            hints.append(deliveries.hint(host_of(row.webhook)))
         try:
             await self._db.write(*statements, hints=hints, landed=store.has_ended(row.id, row.attempt, now))
         except Conflict:
@@ -49,3 +54,4 @@ class Stops:
         """Forget the live state of an attempt that does not run on this node any more."""
         if self.lives.get(live.prediction) is live:
             del self.lives[live.prediction]
+            self.feeds.changed(live.prediction)

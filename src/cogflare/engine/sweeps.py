@@ -1,4 +1,4 @@
-"""What is left over, and nobody will come back for: unbound files, bytes of expired ones, workers long gone.
+"""What is left over, and nobody will come back for: unbound files, bytes of expired ones, old messages, workers.
 
 Each method does a little and says whether there may be more. A removed file goes in an order that no crash can break:
 its row says "expired", then its bytes go, then its row.
@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from cogflare.blobs.base import BlobError, BlobStore
-from cogflare.store import files, retention
+from cogflare.store import deliveries, files, retention, uploads
 from cogflare.store.base import Database
 from cogflare.store.retention import FlowKey
 
@@ -22,7 +22,9 @@ _ROWS: Final = 1000
 _PART_S: Final = 86_400.0
 
 UNBOUND_US: Final = _HOUR_US
+UPLOADS_US: Final = 60_000_000  # for creates under way that have just seen the file
 WORKERS_US: Final = 30 * _DAY_US
+DELIVERIES_US: Final = 30 * _DAY_US
 
 
 class Sweeps:
@@ -39,6 +41,13 @@ class Sweeps:
         expired = await files.expire_unbound(self._db, now - UNBOUND_US, _FILES)
         if expired:
             log.info("files that no finish has named expired", files=expired)
+        return expired == _FILES
+
+    async def uploads(self, now: int) -> bool:
+        """Let files of clients expire that are past their end, and that no prediction is to read any more."""
+        expired = await uploads.expire(self._db, now - UPLOADS_US, _FILES)
+        if expired:
+            log.info("files of clients expired", files=expired)
         return expired == _FILES
 
     async def expired(self, now: int) -> bool:
@@ -77,6 +86,10 @@ class Sweeps:
         if forgotten:
             log.info("workers long gone forgotten", workers=forgotten)
         return forgotten == _FILES
+
+    async def deliveries(self, now: int) -> bool:
+        """Forget messages to webhooks that were over a month ago."""
+        return await deliveries.forget_old(self._db, now - DELIVERIES_US, _FILES) == _FILES
 
     async def flows(self, now: int) -> bool:
         """Forget idle fairness keys, some of all at a time."""

@@ -36,11 +36,17 @@ class PredictionView(msgspec.Struct, frozen=True):
     webhook_events: str | None = None
     data_removed: bool = False
     client_id: str | None = None
+    stream_key: str = ""
 
     @property
     def public_id(self) -> str:
         """The id by which clients know it: their own, if they gave one."""
         return self.client_id or self.id
+
+    @property
+    def stream_token(self) -> str | None:
+        """What opens the stream of its events; None once there is nothing left to show."""
+        return None if self.data_removed else self.id + self.stream_key
 
     @property
     def size(self) -> int:
@@ -122,6 +128,7 @@ def view(row: PredictionRow, parts: Parts) -> PredictionView:
         webhook_events=row.webhook_events,
         data_removed=bool(row.data_removed),
         client_id=row.client_id,
+        stream_key=row.stream_key,
     )
 
 

@@ -95,6 +95,12 @@ async def find_account(db: Database, username: str) -> Account | None:
     return Account(*rows[0]) if rows else None
 
 
+async def get_account(db: Database, id: str) -> Account | None:
+    """Return the account of that id."""
+    rows = await db.read("get_account", id=id)
+    return Account(*rows[0]) if rows else None
+
+
 async def add_token(db: Database, account: str, token: NewToken) -> bool:
     """Store a token, making its account (with id `account`) if there is none of that name; False if it was there."""
     rows = await db.write(

@@ -76,4 +76,5 @@ async def expired(db: Database, after: str, limit: int) -> list[str]:
 
 async def delete_expired(db: Database, files: Sequence[str]) -> None:
     """Forget files whose bytes are gone."""
-    await db.write(Statement("delete_expired_files", {"files": msgspec.json.encode(files).decode()}))
+    ids = {"files": msgspec.json.encode(files).decode()}
+    await db.write(Statement("delete_expired_files", ids), Statement("drop_file_uses", ids))

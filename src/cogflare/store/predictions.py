@@ -40,6 +40,8 @@ class NewPrediction(msgspec.Struct, frozen=True):
     deadline: int | None = None
     webhook: str | None = None
     webhook_events: str | None = None
+    webhook_host: str | None = None
+    webhook_origin: str | None = None
     client_id: str | None = None
     run_limit_s: float | None = None
     start_by: int | None = None
@@ -82,6 +84,7 @@ class PredictionRow(msgspec.Struct, frozen=True):
     start_by: int | None
     struck_out: bool
     requeued_as: str | None
+    webhook_origin: str | None
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -105,6 +108,9 @@ class Claimed(msgspec.Struct, frozen=True):
     input: str | None
     created_at: int
     run_limit_s: float | None
+    webhook: str | None = None
+    webhook_events: str | None = None
+    webhook_origin: str | None = None
 
 
 class Ending(msgspec.Struct, frozen=True):

@@ -77,6 +77,7 @@ async def delete_records(db: Database, predictions: Sequence[str]) -> None:
     await db.write(
         Statement("delete_predictions", ids),
         Statement("delete_attempts", ids),
+        Statement("delete_tries", ids),
         Statement("delete_deliveries", ids),
         yields=True,
     )

@@ -12,6 +12,7 @@ A runner owns its model and whatever it started for it. It never decides what a 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -115,11 +116,12 @@ class UploadSink(Protocol):
     """Where output files go."""
 
     async def put(
-        self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes], size: int | None
+        self, prediction_id: str, filename: str, content_type: str, body: AsyncIterator[bytes] | Path, size: int | None
     ) -> str:
         """Store the file and return the reference that stands for it in the output; raise when it cannot be stored.
 
-        `OutputRefused` says that no other try will do better, here or elsewhere.
+        A file at a path stays as it is until this returns. `OutputRefused` says that no other try will do better, here
+        or elsewhere.
         """
 
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
+from cogflare.agent.depot import Depot
 from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RunLost, SetupFailed, UploadSink
 from cogflare.agent.runners.coghttp import version_of
 from cogflare.agent.runners.cogserver import CogServer, Health
@@ -48,13 +49,15 @@ class CogFolderRunner:
         slots: int | None = None,
         cog_version: str = COG_VERSION,
         takeover: Takeover | None = None,
+        depot: Depot | None = None,
     ) -> None:
         self._owner, self._name = owner, name
         self._folder, self._cache_dir = folder.resolve(), cache_dir.resolve()
         self._sink, self._slots, self._cog_version = sink, slots, cog_version
         self._takeover = takeover
         self._left: Handover | None = None
-        self._receiver = Receiver(sink)
+        self._depot = depot or Depot()
+        self._receiver = Receiver(sink, depot=self._depot)
         self._broken = Breakage()
         self._driver: CogDriver | None = None
         self._process: ServerProcess | None = None
@@ -114,7 +117,11 @@ class CogFolderRunner:
             return False
         self._process, fresh = process, self._receiver
         self._receiver = Receiver(
-            self._sink, port=left.receiver_port, secret=left.receiver_secret, expected=takeover.held
+            self._sink,
+            port=left.receiver_port,
+            secret=left.receiver_secret,
+            expected=takeover.held,
+            depot=self._depot,
         )
         try:
             await self._receiver.start()

@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from cogflare.agent.depot import Depot
 from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RestartRefused, RunLost, UploadSink
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
@@ -41,12 +42,14 @@ class CogHttpRunner:
         hook_address: str | None = None,
         reach_s: float = _REACH_S,
         takeover: Takeover | None = None,
+        depot: Depot | None = None,
     ) -> None:
         self._owner, self._name, self._url, self._slots, self._digest = owner, name, url, slots, digest
         self._sink, self._reach_s = sink, reach_s
         self._takeover = takeover
         self._hook = (hook_host, hook_address)
-        self._receiver = Receiver(sink, *self._hook)
+        self._depot = depot or Depot()
+        self._receiver = Receiver(sink, *self._hook, depot=self._depot)
         self._broken = Breakage()
         self._driver: CogDriver | None = None
 
@@ -88,7 +91,12 @@ class CogHttpRunner:
             return False
         if left.content == self._content() and (self._slots == 1 or (health.is_coglet and shape.schema)):
             receiver = Receiver(
-                self._sink, *self._hook, port=left.receiver_port, secret=left.receiver_secret, expected=takeover.held
+                self._sink,
+                *self._hook,
+                port=left.receiver_port,
+                secret=left.receiver_secret,
+                expected=takeover.held,
+                depot=self._depot,
             )
             try:
                 await receiver.start()

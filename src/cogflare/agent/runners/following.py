@@ -70,8 +70,7 @@ class Following:
         self.patience_s = _patience_s(job)
         self._is_seen = False
         self._server, self._receiver, self._shape, self._on_crash = server, receiver, shape, on_crash
-        inbox = Inbox(job.id, self.deliver, receiver.receipts)
-        receiver.open(self.run_id, inbox)
+        inbox = Inbox(job.id, self.run_id, self.deliver, receiver.receipts)
         self._files = OutputFiles(shape, inbox, sink)
         self._progress = Progress(is_iterator=shape.is_iterator)
         self._streams = shape.is_streamed
@@ -80,6 +79,7 @@ class Following:
         self._latest: dict[str, Any] | None = None
         self._lost: str | None = None
         self._refusal: str | None = None
+        receiver.open(self.run_id, inbox)
 
     def deliver(self, body: dict[str, Any]) -> None:
         """Take in a snapshot of the run; a later one stands for those before it that nobody has looked at."""

@@ -10,14 +10,15 @@ Deliver = Callable[[dict[str, Any]], None]
 
 
 class FileLost(Exception):
-    """The file was received by an earlier agent, and went with it."""
+    """The file was received by an earlier agent, and is not there any more."""
 
 
 class Inbox:
-    """One run's inbox. What begins with ``receipts`` is a receipt of this agent or of an earlier one."""
+    """The inbox of ``run_id``. What begins with ``receipts`` is a receipt of this agent or of an earlier one."""
 
-    def __init__(self, prediction_id: str, deliver: Deliver, receipts: str = "") -> None:
+    def __init__(self, prediction_id: str, run_id: str, deliver: Deliver, receipts: str = "") -> None:
         self.prediction_id = prediction_id
+        self.run_id = run_id
         self.deliver = deliver
         self._receipts = receipts
         self._files: dict[str, asyncio.Task[str]] = {}

@@ -11,7 +11,7 @@ import binascii
 import mimetypes
 import urllib.parse
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +19,16 @@ from cogflare.agent.runners.base import UploadSink
 from cogflare.agent.runners.inbox import Inbox
 
 Schema = dict[str, Any]
+
+_SUFFIXES: Final = {
+    "application/octet-stream": ".bin", "application/x-ndjson": ".jsonl", "application/yaml": ".yaml",
+    "audio/aac": ".aac", "audio/flac": ".flac", "audio/midi": ".mid", "audio/mp4": ".m4a", "audio/mpeg": ".mp3",
+    "audio/ogg": ".ogg", "audio/opus": ".opus", "audio/wav": ".wav", "audio/x-flac": ".flac", "audio/x-wav": ".wav",
+    "image/avif": ".avif", "image/heic": ".heic", "image/jpeg": ".jpg", "image/jxl": ".jxl", "image/webp": ".webp",
+    "model/gltf-binary": ".glb", "model/gltf+json": ".gltf", "text/markdown": ".md", "text/plain": ".txt",
+    "video/mp4": ".mp4", "video/quicktime": ".mov", "video/webm": ".webm", "video/x-matroska": ".mkv",
+}  # fmt: skip
+"""How files of types end that models make and not every system knows."""
 
 
 class OutputShape:
@@ -106,7 +116,7 @@ class OutputFiles:
             content_type, content = decode_data_url(url)
         except ValueError:
             return url
-        filename = name + (mimetypes.guess_extension(content_type) or "")
+        filename = name + (_SUFFIXES.get(content_type) or mimetypes.guess_extension(content_type) or "")
         return await self._sink.put(self._inbox.prediction_id, filename, content_type, _once(content), len(content))
 
 

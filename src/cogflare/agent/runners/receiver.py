@@ -1,7 +1,8 @@
 """The loopback receiver: webhooks and file uploads of a Cog server, under a secret path.
 
-It owns the HTTP server and the received files until a sink has stored them. A Cog server's upload is answered as soon
-as its bytes are here, with a receipt (a URL that nobody else has), and goes on to the sink beside the run.
+It owns the HTTP server. A Cog server's upload is answered as soon as its bytes are here, with a receipt (a URL that
+nobody else has), and goes on to the sink beside the run. What was answered is not sent again, so it lies in the depot
+until the run is over: an agent that comes after a killed one finds its files there, and the end of a run with files.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import IO, Any
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 import uvicorn
@@ -20,12 +22,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cogflare.agent.depot import Depot
 from cogflare.agent.loopback import LoopbackServer
 from cogflare.agent.runners.base import UploadSink
 from cogflare.agent.runners.inbox import Inbox
 
-_CHUNK = 256 * 1024
-_IN_MEMORY = 4 * 1024 * 1024
+_CHUNK: Final = 1024 * 1024
+_END: Final = "end.json"
+_ENDED: Final = ("succeeded", "failed", "canceled")
+
+
+class _Received(msgspec.Struct):
+    """A file that lies beside this, whole."""
+
+    filename: str
+    content_type: str
 
 
 class Receiver:
@@ -43,8 +54,10 @@ class Receiver:
         port: int = 0,
         secret: str = "",
         expected: Iterable[str] = (),
+        depot: Depot | None = None,
     ) -> None:
         self._sink = sink
+        self._depot = depot or Depot()
         self._host, self._advertised, self._port = host, advertised or host, port
         self._secret = secret or secrets.token_urlsafe(24)
         self._awaited = {run_id: asyncio.Event() for run_id in expected}
@@ -70,6 +83,7 @@ class Receiver:
         for inbox in list(self._inboxes.values()):
             await inbox.close()
         self._inboxes.clear()
+        self._depot.close()
 
     @property
     def address(self) -> tuple[int, str]:
@@ -97,12 +111,25 @@ class Receiver:
         """Put what comes for ``run_id``, which is what the Cog server calls the run, into the inbox, until `forget`."""
         self._inboxes[run_id] = inbox
         if opened := self._awaited.pop(run_id, None):
+            self._recover(run_id, inbox)
             opened.set()
 
     async def forget(self, run_id: str) -> None:
         """Close that run's inbox."""
         if inbox := self._inboxes.pop(run_id, None):
             await inbox.close()
+            if not self._depot.is_kept:
+                self._depot.drop(run_id)
+
+    def _recover(self, run_id: str, inbox: Inbox) -> None:
+        """Put into the inbox what an earlier agent has received for the run."""
+        left = self._depot.left(run_id)
+        for told in left.glob("*.file") if left is not None else ():
+            with suppress(OSError, msgspec.DecodeError):
+                self._keep(inbox, told.with_suffix(""), msgspec.json.decode(told.read_bytes(), type=_Received))
+        if left is not None:
+            with suppress(OSError, msgspec.DecodeError):
+                inbox.deliver(msgspec.json.decode((left / _END).read_bytes(), type=dict[str, Any]))
 
     def _is_secret(self, request: Request) -> bool:
         return secrets.compare_digest(request.path_params["secret"].encode(), self._secret.encode())
@@ -112,26 +139,44 @@ class Receiver:
         if inbox is None:
             # Not 5xx: a snapshot that nobody waits for must not be retried for minutes.
             return Response(status_code=404)
-        inbox.deliver(msgspec.json.decode(await request.body(), type=dict[str, Any]))
+        body = await request.body()
+        snapshot = msgspec.json.decode(body, type=dict[str, Any])
+        if self._depot.is_kept and snapshot.get("status") in _ENDED and self._has_files(body):
+            await self._note_end(inbox, body)
+        inbox.deliver(snapshot)
         return Response()
+
+    async def _note_end(self, inbox: Inbox, snapshot: bytes) -> None:
+        """Keep the last word of a run: Cog takes our answer as the end of it, and its files are still to be sent."""
+        with suppress(OSError):
+            await asyncio.to_thread(_write, self._depot.folder(inbox.run_id) / _END, snapshot)
+        if self._inboxes.get(inbox.run_id) is not inbox:
+            self._depot.drop(inbox.run_id)  # the event stream was faster, and the run is over
+
+    def _has_files(self, snapshot: bytes) -> bool:
+        return b'"data:' in snapshot or self.receipts.encode() in snapshot
 
     async def _file(self, request: Request) -> Response:
         inbox = await self._inbox(request, request.headers.get("x-prediction-id"))
         if inbox is None:
             return Response(status_code=404)
-        filename, receipt = request.path_params["filename"], f"{self.receipts}{secrets.token_hex(16)}"
-        spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it outlives this request
+        file = self._depot.folder(inbox.run_id) / secrets.token_hex(16)
+        kind = request.headers.get("content-type", "application/octet-stream")
+        received = _Received(request.path_params["filename"], kind)
         try:
-            async for chunk in request.stream():
-                spool.write(chunk)
-        except ClientDisconnect:
-            spool.close()
-            return Response(status_code=400)
-        content_type = request.headers.get("content-type", "application/octet-stream")
-        storing = asyncio.create_task(self._store(inbox.prediction_id, filename, content_type, spool))
-        storing.add_done_callback(lambda _: spool.close())
-        inbox.keep(receipt, storing)
-        return Response(headers={"location": receipt})
+            await _save(request, file)
+            _write(file.with_suffix(".file"), msgspec.json.encode(received))
+        except (ClientDisconnect, OSError) as error:
+            file.unlink(missing_ok=True)
+            return Response(str(error), status_code=400 if isinstance(error, ClientDisconnect) else 507)
+        self._keep(inbox, file, received)
+        return Response(headers={"location": f"{self.receipts}{file.name}"})
+
+    def _keep(self, inbox: Inbox, file: Path, received: _Received) -> None:
+        """Have the sink store the file."""
+        size = file.stat().st_size
+        storing = self._sink.put(inbox.prediction_id, received.filename, received.content_type, file, size)
+        inbox.keep(f"{self.receipts}{file.name}", asyncio.ensure_future(storing))
 
     async def _inbox(self, request: Request, run_id: str | None) -> Inbox | None:
         """The inbox of that run, if the request knows the secret."""
@@ -143,15 +188,24 @@ class Receiver:
             await opened.wait()
         return self._inboxes.get(run_id or "")
 
-    async def _store(self, prediction_id: str, filename: str, content_type: str, spool: IO[bytes]) -> str:
-        size = spool.tell()
-        spool.seek(0)
-        return await self._sink.put(prediction_id, filename, content_type, _chunks(spool), size)
+
+async def _save(request: Request, file: Path) -> None:
+    """Write the body of the request to the file, some of it at a time."""
+    waiting = bytearray()
+    with file.open("xb") as out:
+        async for chunk in request.stream():
+            waiting += chunk
+            if len(waiting) >= _CHUNK:
+                await asyncio.to_thread(out.write, bytes(waiting))
+                waiting.clear()
+        out.write(waiting)
 
 
-async def _chunks(spool: IO[bytes]) -> AsyncIterator[bytes]:
-    while chunk := spool.read(_CHUNK):
-        yield chunk
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is whole or not there."""
+    draft = path.with_suffix(".new")
+    draft.write_bytes(content)
+    draft.replace(path)
 
 
 def _config(hook: Callable[..., Any], file: Callable[..., Any]) -> uvicorn.Config:

@@ -34,6 +34,8 @@ ITEM_S = 0.1  # from one item of a stream to the next
 class _Input(msgspec.Struct):
     sent_at: int = 0
     items: int = 0
+    item_s: float = ITEM_S
+    is_stamped: bool = False
 
 
 _decoder = msgspec.json.Decoder(_Input)
@@ -80,7 +82,10 @@ class NoopRunner:
 
 
 class StreamRunner(NoopRunner):
-    """A model that yields ten words a second, as many as the input's `items` says."""
+    """A model that yields as many words as the input's `items` says, ten a second unless it has an `item_s`.
+
+    Where `is_stamped`, each word is the time at which it was made, in microseconds since 1970.
+    """
 
     async def setup(self, log: LogSink) -> Offer:
         """Return the offer of an iterator of text."""
@@ -91,11 +96,13 @@ class StreamRunner(NoopRunner):
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Yield the words one by one."""
-        words = [f"word {index} " for index in range(_decoder.decode(msgspec.json.encode(job.input)).items)]
+        asked = _decoder.decode(msgspec.json.encode(job.input))
+        begun, words = asyncio.get_running_loop().time(), list[str]()
         yield Started(self._clock.wall())
-        for index, word in enumerate(words):
-            await asyncio.sleep(ITEM_S)
-            yield Output(index, word)
+        for index in range(asked.items):
+            await asyncio.sleep(max(0.0, begun + (index + 1) * asked.item_s - asyncio.get_running_loop().time()))
+            words.append(f"{self._clock.wall():016d}" if asked.is_stamped else f"word {index} ")
+            yield Output(index, words[-1])
         yield Finished(status="succeeded", output=words, predict_time_s=0.0)
 
 

@@ -16,8 +16,13 @@ import httpx2
 from cogflare.cli.benchmark.noop import NAME
 
 _WAIT_S = 30.0
-# A measurement of creates queues more than a server takes from one account.
-_SETTINGS = {"COGFLARE_MAX_QUEUED": "100000000", "COGFLARE_MAX_QUEUED_MODEL": "100000000"}
+_SETTINGS = {
+    # A measurement of creates queues more than a server takes from one account.
+    "COGFLARE_MAX_QUEUED": "100000000",
+    "COGFLARE_MAX_QUEUED_MODEL": "100000000",
+    # Nodes share a database, and so do the servers of one measurement after the other: all need the same key.
+    "COGFLARE_SECRET_KEY": "the key of all benchmarks seals nothing",
+}
 
 
 class StageError(Exception):

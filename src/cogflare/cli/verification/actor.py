@@ -55,6 +55,7 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "pad": {"type": "integer", "minimum": 0, "maximum": 1_000_000, "default": 0},
     "output": {"type": "string"},
     "file": {"type": "string"},
+    "source": {"type": "string", "format": "uri"},
     "fail": {"type": "string", "minLength": 1},
     "stubborn": {"type": "number", "minimum": 0, "default": 0},
 }

@@ -24,21 +24,40 @@ from cogflare.cli.verification.history import (
     Seen,
     Stored,
     StoredAttempt,
+    StoredDelivery,
     StoredFile,
+    Streamed,
+    Told,
     Unanswered,
 )
 
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "aborted"})
-OfPrediction = Accepted | Seen | CancelAsked | CancelTold | Begun | Over | Stored | StoredAttempt | StoredFile
+OfPrediction = (
+    Accepted
+    | Seen
+    | CancelAsked
+    | CancelTold
+    | Told
+    | Streamed
+    | Begun
+    | Over
+    | Stored
+    | StoredAttempt
+    | StoredFile
+    | StoredDelivery
+)
 _RANKS = {"starting": 0, "processing": 1}
 _LISTS: dict[type[Event], str] = {
     Seen: "seen",
     CancelAsked: "cancels_asked",
     CancelTold: "cancels",
+    Told: "told",
+    Streamed: "streamed",
     Begun: "begun",
     Over: "over",
     StoredAttempt: "attempts",
     StoredFile: "files",
+    StoredDelivery: "deliveries",
     Refused: "refused",
     Unanswered: "unanswered",
     BadInput: "bad_inputs",
@@ -62,11 +81,14 @@ class Case(msgspec.Struct):
     missing: list[Seen] = []
     cancels_asked: list[CancelAsked] = []
     cancels: list[CancelTold] = []
+    told: list[Told] = []
+    streamed: list[Streamed] = []
     begun: list[Begun] = []
     over: list[Over] = []
     stored: Stored | None = None
     attempts: list[StoredAttempt] = []
     files: list[StoredFile] = []
+    deliveries: list[StoredDelivery] = []
 
     @property
     def is_ended(self) -> bool:

@@ -1,4 +1,4 @@
-"""The checker: a pure function from a history to a verdict on each of ten invariants.
+"""The checker: a pure function from a history to a verdict on each of twelve invariants.
 
 It trusts nothing that one side says alone: what clients were told is held against what the store has at the end, and
 the store's word against what the models wrote. Each invariant also counts how often the history put it to the test.
@@ -10,7 +10,7 @@ from itertools import chain
 
 import msgspec
 
-from cogflare.cli.verification import reads
+from cogflare.cli.verification import reads, streams, webhooks
 from cogflare.cli.verification.cases import Case, Cases, Spans
 from cogflare.cli.verification.history import BadInput, Event, Refused, Stored
 from cogflare.cli.verification.runs import Excuses, given_up, is_lost, second_runs
@@ -26,6 +26,8 @@ INVARIANTS = (
     "no second run while the agent lived",
     "tenants never meet",
     "bad input is a 4xx and changes nothing",
+    "a webhook hears of its end, once or again",
+    "a stream shows each item once",
 )
 
 _UNSURE = frozenset({500, 502, 503, 504})
@@ -37,11 +39,15 @@ _OUTAGES = frozenset({"kill", "stop", "cut", "reset", "slow", "half_open", "disk
 
 
 class Allowances(msgspec.Struct, frozen=True):
-    """How long an agent may be out of touch before its runs are given to another, and how fast it comes back."""
+    """How long an agent may be out of touch before its runs are given to another, and how fast it comes back.
+
+    `sending_s`: how long a message may be under way after what struck its sender.
+    """
 
     grace_s: float = 15.0
     reconnect_s: float = 5.0
     outage_s: float = 10.0
+    sending_s: float = 2.5
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -101,6 +107,8 @@ def check(events: Sequence[Event], allowances: Allowances | None = None) -> Verd
         _runs(cases, allowed),
         _tenants(cases),
         _bad_inputs(cases, allowed),
+        _webhooks(cases, allowed),
+        _streams(cases),
     )
     numbered = list(enumerate(zip(INVARIANTS, findings, strict=True), 1))
     violations = [Violation(number, *wrong) for number, (_, finding) in numbered for wrong in finding.wrong]
@@ -363,3 +371,31 @@ def _wrong_refusal(cases: Cases, refused: Refused, unanswered: Collection[str]) 
     if refused.code not in _UNSURE and refused.tag in cases.by_tag and refused.tag not in unanswered:
         return [f"{where}, and was stored as {cases.by_tag[refused.tag][0].prediction}"]
     return []
+
+
+def _webhooks(cases: Cases, allowances: Allowances) -> Finding:
+    finding = Finding()
+    slack_us = round(allowances.sending_s * 1e6)
+    for case in cases.by_id.values():
+        asked = cases.asked.get(case.tag or "")
+        finding.tries += case.is_ended and webhooks.wants_end(asked)
+        finding.notes.update(webhooks.counts(case))
+        finding.blame(
+            case.prediction, chain(webhooks.unwanted(case, asked, cases.when), webhooks.wrong_ends(case, asked))
+        )
+        wrong, excused = webhooks.late(case, cases.faults, slack_us, cases.when)
+        finding.notes["behind the end, under way when a server was struck"] += excused
+        finding.blame(case.prediction, wrong)
+    return finding
+
+
+def _streams(cases: Cases) -> Finding:
+    finding = Finding()
+    for case in cases.by_id.values():
+        asked = cases.asked.get(case.tag or "")
+        for shown in case.streamed:
+            finding.tries += 1
+            finding.notes["resumed"] += shown.breaks > 0
+            finding.notes["started over"] += case.stored is not None and streams.started_over(shown, case.stored)
+            finding.blame(case.prediction, streams.wrong_stream(shown, case, asked))
+    return finding

@@ -7,13 +7,15 @@ count of retries, by which the server knows it.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx2
 import msgspec
 
+from cogflare.cli.verification import sources
 from cogflare.cli.verification.cases import TERMINAL
 from cogflare.cli.verification.history import (
     MISSING,
@@ -27,13 +29,13 @@ from cogflare.cli.verification.history import (
     Refused,
     Seen,
     Unanswered,
+    named_files,
     now,
 )
 from cogflare.cli.verification.hostile import Hostile, hostile
 from cogflare.cli.verification.model import Script
-
-FILE_PREFIX = "cogflare-file:/f/"
-"""How the store writes the URL of a file; in the history all do."""
+from cogflare.cli.verification.reader import Reader
+from cogflare.cli.verification.webhooks import DEFAULT_EVENTS
 
 _READ_S = 8.0
 _CONNECT_S = 3.0
@@ -47,6 +49,17 @@ _TRIES = 8
 Again = Literal["never", "key", "count"]
 """How a create that was not answered is sent again: not, with a key, with the count that Stainless clients send."""
 _BUSY = frozenset({429, 502, 503, 504, 507})
+_EVENTS: Sequence[list[str] | None] = (
+    None,
+    None,
+    ["completed"],
+    ["start", "completed"],
+    ["output", "logs", "completed"],
+    ["start", "output", "logs"],
+)
+"""Filters of webhooks."""
+_READ_AGAIN = 4
+_READ_AGAIN_S = 60.0
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -56,6 +69,8 @@ class Access(msgspec.Struct, frozen=True):
     token: str
     urls: Sequence[str]
     models: Sequence[str]
+    hooks: Sequence[Callable[[str, str], str]]
+    """Each makes the address of a webhook of an account's prediction with a tag."""
 
 
 class Ledger(msgspec.Struct):
@@ -79,6 +94,7 @@ class Client:
         self.ledger = ledger
         self._seed = f"{seed} {name}"
         self._dice = random.Random(self._seed)  # noqa: S311 - it is to be the same each time
+        self.streams: dict[str, str] = {}
         self._recorder = recorder
         self._https = [
             httpx2.AsyncClient(
@@ -107,8 +123,19 @@ class Client:
                 if self._dice.random() < 0.2:
                     await self._pry()
 
-    async def look_at_all(self) -> None:
-        """Read every prediction of the account once more, a page at a time."""
+    async def look_again(self) -> None:
+        """Read every prediction of the account once more, a page at a time, and some streams from their beginning."""
+        await self._read_all()
+        some = self._dice.sample([*self.streams.items()], min(_READ_AGAIN, len(self.streams)))
+        await asyncio.gather(*(self.read_stream(*one, self._dice, _READ_AGAIN_S) for one in some))
+
+    async def read_stream(self, prediction: str, path: str, dice: random.Random, limit_s: float) -> None:
+        """Follow a stream to its end, and put what was shown into the history."""
+        if dice.random() < 0.4:
+            path += "?logs=true"
+        self._recorder.note(await Reader(self._open, path, dice).follow(self.name, prediction, limit_s))
+
+    async def _read_all(self) -> None:
         path: str | None = "/v1/predictions"
         while path is not None:
             told = await self.patiently("GET", path)
@@ -131,6 +158,11 @@ class Client:
     async def send(self, method: str, path: str, **options: Any) -> httpx2.Response:
         """Send a request to any node; raises `httpx2.TransportError`."""
         return await self._dice.choice(self._https).request(method, path, **options)
+
+    def _open(
+        self, path: str, headers: Mapping[str, str], timeout: httpx2.Timeout
+    ) -> AbstractAsyncContextManager[httpx2.Response]:
+        return self._dice.choice(self._https).stream("GET", path, headers=headers, timeout=timeout)
 
     async def patiently(self, method: str, path: str, limit_s: float = 60.0) -> tuple[int, httpx2.Response] | None:
         """Send a request until a server in order answers; return when it was asked, and the answer.
@@ -197,12 +229,14 @@ class Course:
         self._client = client
         self._tag = tag
         self._dice = dice
+        number = dice.randrange(len(client.access.hooks))
+        self._hook = (number, dice.choice(_EVENTS)) if dice.random() < 0.5 else None
 
     async def run(self, patience_s: float) -> None:
         """Create the prediction and follow it; what was refused is asked for again, under another tag."""
         model = self._dice.choice(self._client.access.models)
         hold_s = self._dice.choice((0, 0, 0, 1, 3))
-        script = self._script(model.partition("/")[2])
+        script = await self._script(model.partition("/")[2])
         again: Again = self._dice.choice(("never", "key", "count"))
         for number in range(_REFUSALS):
             tag = f"{self._tag}-{number}"
@@ -223,13 +257,15 @@ class Course:
     ) -> Accepted | Refused | Unanswered:
         """Send the create once, and return what came of it, which is in the history then."""
         client, tag = self._client, script["tag"]
-        client.note(Asked(now(), client.name, tag, model.partition("/")[2], script, again))
+        body, events = self._body(script)
+        noted = {**script, "source": f"{script['source'][:40]}…"} if "source" in script else script
+        client.note(Asked(now(), client.name, tag, model.partition("/")[2], noted, again, events))
         told: Accepted | Refused | Unanswered
         try:
             answer = await client.send(
                 "POST",
                 f"/v1/models/{model}/predictions",
-                json={"input": script},
+                json=body,
                 headers=headers,
                 timeout=httpx2.Timeout(_READ_S + hold_s, connect=_CONNECT_S),
             )
@@ -241,6 +277,7 @@ class Course:
                 shown = answer.json()
                 client.ledger.accepted += 1
                 client.ledger.predictions.setdefault(client.access.account, []).append(shown["id"])
+                client.streams[shown["id"]] = httpx2.URL(shown["urls"]["stream"]).path
                 told = Accepted(now(), client.name, tag, shown["id"], shown["status"])
             else:
                 client.ledger.refused += 1
@@ -252,7 +289,23 @@ class Course:
         async with asyncio.TaskGroup() as tasks:
             if self._dice.random() < 0.25:
                 tasks.create_task(self._cancel(prediction, self._dice.uniform(0, 1.5) ** 2))
+            if self._dice.random() < 0.5:
+                tasks.create_task(self._read(prediction, self._dice.choice((0, 0, 0.5, 3)), patience_s))
             tasks.create_task(self._look(prediction, patience_s))
+
+    async def _read(self, prediction: str, after_s: float, patience_s: float) -> None:
+        await asyncio.sleep(after_s)
+        path = self._client.streams[prediction]
+        await self._client.read_stream(prediction, path, self._dice, patience_s)
+
+    def _body(self, script: dict[str, Any]) -> tuple[dict[str, Any], list[str] | None]:
+        """Return the body of a create, and the events that its webhook is to hear of."""
+        if self._hook is None:
+            return {"input": script}, None
+        number, events = self._hook
+        access = self._client.access
+        body = {"input": script, "webhook": access.hooks[number](access.account, script["tag"])}
+        return (body, DEFAULT_EVENTS) if events is None else ({**body, "webhook_events_filter": events}, events)
 
     async def _look(self, prediction: str, patience_s: float) -> None:
         """Look until it has ended, then some more."""
@@ -297,20 +350,23 @@ class Course:
             return
         client.note(CancelTold(now(), client.name, prediction, answer.json()["status"]))
 
-    def _script(self, kind: str) -> dict[str, Any]:
+    async def _script(self, kind: str) -> dict[str, Any]:
         """Return what the model is to do, but for the tag: mostly a little, now and then for long, or a lot."""
         dice = self._dice
         is_single = kind == "single"
+        source = await sources.make(self._client, self._tag, dice) if is_single and dice.random() < 0.3 else None
+        is_filed = is_single and source is None and dice.random() < 0.4
         script = Script(
             "",
             seconds=round(dice.choice((0.0, 0.3, 1.0, 4.0)) * dice.random(), 3),
             items=dice.choice((0, 1, 3, 20)) if not is_single else 0,
             log=dice.choice((0, 1, 3, 20)),
             pad=dice.choice((0, 0, 0, 10, 2_000)),
-            output=f"answer {dice.randrange(1000)}",
-            file="a line of a file\n" * dice.choice((1, 10, 10_000)) if is_single and dice.random() < 0.3 else None,
+            output=f"answer {dice.randrange(1000)}" if source is None else source.sha256,
+            file="a line of a file\n" * dice.choice((1, 10, 10_000)) if is_filed else None,
             fail="as told" if dice.random() < 0.08 else None,
             stubborn=round(dice.uniform(0, 1), 2) if dice.random() < 0.05 else 0.0,
+            source=None if source is None else source.url,
         )
         found: dict[str, Any] = msgspec.to_builtins(script)
         return found
@@ -324,16 +380,6 @@ def _headers(again: Again, tag: str, retries: int, hold_s: int) -> dict[str, str
     elif again == "count":
         headers["X-Stainless-Retry-Count"] = str(retries)
     return headers
-
-
-def named_files(output: Any) -> Any:
-    """Return an output with the URLs of files as the store writes them, wherever the node was."""
-    if isinstance(output, str) and output.startswith("http"):
-        _, separator, name = output.partition("/f/")
-        return FILE_PREFIX + name if separator else output
-    if isinstance(output, list):
-        return [named_files(item) for item in output]
-    return output
 
 
 def _is_problem(answer: httpx2.Response) -> bool:

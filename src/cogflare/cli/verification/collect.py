@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import msgspec
 
-from cogflare.cli.verification.clients import FILE_PREFIX
 from cogflare.cli.verification.history import (
+    FILE_PREFIX,
     TAG,
     Begun,
     Event,
@@ -19,6 +19,7 @@ from cogflare.cli.verification.history import (
     Recorder,
     Stored,
     StoredAttempt,
+    StoredDelivery,
     StoredFile,
     now,
 )
@@ -97,6 +98,10 @@ class Archive:
             for prediction, attempt, holder, started, ended, outcome, freed in rows
         ]
 
+    async def deliveries(self) -> list[StoredDelivery]:
+        """Return all messages about ends."""
+        return [StoredDelivery(now(), *row) for row in await self._own.read("all_ends_told")]
+
     async def file_states(self) -> dict[str, str]:
         """Return the states of all files by id."""
         return {str(row[0]): str(row[1]) for row in await self._own.read("all_files")}
@@ -132,6 +137,8 @@ async def collect(archive: Archive, url: str, events: Iterable[Event], recorder:
         recorder.note(prediction)
     for attempt in await archive.attempts():
         recorder.note(attempt)
+    for delivery in await archive.deliveries():
+        recorder.note(delivery)
     for leftover in (*await archive.leftovers(), *_endless_runs(events, [prediction for prediction, _ in stored])):
         recorder.note(leftover)
     states = await archive.file_states()

@@ -16,6 +16,9 @@ import msgspec
 TAG: Final = re.compile(r"(tag-[0-9a-z-]+)/([0-9]+)")
 """What everything that a model writes carries: the tag of the prediction, and the attempt that wrote it."""
 
+FILE_PREFIX: Final = "cogflare-file:/f/"
+"""How the store writes the URL of a file; in the history all do."""
+
 MISSING: Final = "missing"
 """The status of a `Seen` that was no such thing: the read of an accepted prediction was refused with its `error`."""
 
@@ -23,6 +26,16 @@ MISSING: Final = "missing"
 def now() -> int:
     """The moment an event carries: microseconds of the machine's monotonic clock."""
     return time.monotonic_ns() // 1000
+
+
+def named_files(output: Any) -> Any:
+    """Return an output with the URLs of files as the store writes them, wherever the node was."""
+    if isinstance(output, str) and output.startswith("http"):
+        _, separator, name = output.partition("/f/")
+        return FILE_PREFIX + name if separator else output
+    if isinstance(output, list):
+        return [named_files(item) for item in output]
+    return output
 
 
 class Moment(msgspec.Struct, frozen=True, tag_field="event", tag=True):
@@ -35,7 +48,8 @@ class Asked(Moment, frozen=True):
     """Before a create is sent, each time that it is.
 
     The tag is its own, and is in the input: the `script` that a model of this kind runs. `again` is how the server may
-    know it when it is sent again: never, by its key, or by its count of retries.
+    know it when it is sent again: never, by its key, or by its count of retries. `events` are those that its webhook is
+    to hear of; None where it has no webhook.
     """
 
     client: str
@@ -43,6 +57,7 @@ class Asked(Moment, frozen=True):
     kind: str = "single"
     script: dict[str, Any] | None = None
     again: str = "never"
+    events: list[str] | None = None
 
 
 class Accepted(Moment, frozen=True):
@@ -117,6 +132,46 @@ class Foreign(Moment, frozen=True):
     prediction: str
     verb: str
     code: int
+
+
+class Told(Moment, frozen=True):
+    """A message came to a webhook. `begun_at` is its first byte; `at` when the receiver was done with it.
+
+    `tag` is the one of the address that it was sent to, empty where no webhook has that address. `code` is what it was
+    answered; None where no answer, or half of one, was written. `is_moved`: it came to where a redirect leads.
+    """
+
+    begun_at: int
+    receiver: str
+    message: str
+    is_signed: bool
+    tag: str
+    prediction: str
+    status: str
+    output: Any
+    logs: str | None
+    error: str | None
+    code: int | None
+    is_moved: bool = False
+
+
+class Streamed(Moment, frozen=True):
+    """What one reader of a prediction's stream was shown, over all its connections; `asked_at` is before the first.
+
+    `items` are the data of its `output` events; `logs` is None where it did not ask for logs; `error` is the detail of
+    its `error` event. `done` is the reason of the last event, empty where that gave none, None where there was no such
+    event. `refusal` is an answer that was no stream. `breaks` counts the connections after the first.
+    """
+
+    asked_at: int
+    client: str
+    prediction: str
+    items: list[str]
+    logs: str | None
+    error: str | None
+    done: str | None
+    refusal: str | None
+    breaks: int
 
 
 class Begun(Moment, frozen=True):
@@ -213,6 +268,15 @@ class StoredFile(Moment, frozen=True):
     says: int | None = None
 
 
+class StoredDelivery(Moment, frozen=True):
+    """The message about the end of a prediction as the store had it after quiet."""
+
+    prediction: str
+    message: str
+    state: str
+    tries: int
+
+
 class Leftover(Moment, frozen=True):
     """A row that should be gone after quiet: a slot held, a queue entry, a flow that counts wrong, a live attempt."""
 
@@ -230,6 +294,8 @@ Event = (
     | CancelTold
     | BadInput
     | Foreign
+    | Told
+    | Streamed
     | Begun
     | Over
     | Fault
@@ -238,6 +304,7 @@ Event = (
     | Stored
     | StoredAttempt
     | StoredFile
+    | StoredDelivery
     | Leftover
 )
 

@@ -7,6 +7,7 @@ import msgspec
 
 _DEPTH = 300
 _CREATE = "/v1/predictions"
+_INSIDE = "http://169.254.169.254/latest/meta-data/"
 
 
 class Hostile(msgspec.Struct, frozen=True):
@@ -37,6 +38,14 @@ def hostile(dice: random.Random, model: str, tag: str) -> Hostile:
             Hostile("an input out of range", "POST", by_name, _json({"input": {**sound, "items": -1}})),
             Hostile("an unknown field", "POST", by_name, _json({"input": sound, "inputs": sound})),
             Hostile("a webhook that is no URL", "POST", by_name, _json({"input": sound, "webhook": "gopher:x"})),
+            Hostile("a webhook inside", "POST", by_name, _json({"input": sound, "webhook": _INSIDE})),
+            Hostile(
+                "an event that is none", "POST", by_name, _json({"input": sound, "webhook_events_filter": ["end"]})
+            ),
+            Hostile("an upload that is no form", "POST", "/v1/files", b"{}"),
+            Hostile("an unknown file", "GET", f"/v1/files/{dice.randbytes(20).hex()}"),
+            Hostile("an unknown stream", "GET", f"/v1/streams/{dice.randbytes(22).hex()}"),
+            Hostile("an unknown message", "GET", "/v1/webhooks/deliveries/msg_x"),
             Hostile("an unknown version", "POST", _CREATE, _json({"version": "f" * 64, "input": sound})),
             Hostile("a version that is none", "POST", _CREATE, _json({"version": "latest", "input": sound})),
             Hostile("an unknown model", "POST", "/v1/models/no/such/predictions", _json({"input": sound})),

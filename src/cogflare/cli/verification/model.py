@@ -8,12 +8,15 @@ dies, so does the model, without another word.
 """
 
 import asyncio
+import base64
+import hashlib
 import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -25,6 +28,8 @@ Kind = Literal["single", "iterator", "text"]
 Ended = Literal["succeeded", "failed", "canceled"]
 _HOW = {"succeeded": "done", "failed": "failed", "canceled": "canceled"}
 _LIMIT = 64 * 1024 * 1024
+UNREADABLE = "its input file cannot be read"
+"""With what a run fails whose input file is not where its agent has put it."""
 
 
 class Script(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,6 +37,7 @@ class Script(msgspec.Struct, frozen=True, omit_defaults=True):
 
     It takes `seconds`, yields `items` and logs `log` lines evenly over them, each with `pad` more bytes; ends with the
     error `fail`, or answers `output`, or a file with the text `file`; goes on for `stubborn` seconds after a cancel.
+    With an input file `source`, what it answers in place of `output` is the digest of that.
     """
 
     tag: str
@@ -43,6 +49,7 @@ class Script(msgspec.Struct, frozen=True, omit_defaults=True):
     file: str | None = None
     fail: str | None = None
     stubborn: float = 0.0
+    source: str | None = None
 
 
 def mark(tag: str, attempt: int) -> str:
@@ -110,6 +117,8 @@ class Model:
     async def _run(self, prediction: str, attempt: int, script: Script, canceled: asyncio.Event) -> None:
         self._recorder.note(Begun(now(), self._worker, self._agent_pid, os.getpid(), prediction, attempt, script.tag))
         _say(Shown(prediction, started=time.time_ns() // 1000))
+        if script.source is not None:
+            script = await _with_source(script, script.source)
         await self._show(prediction, attempt, script, canceled)
         if canceled.is_set():
             await asyncio.sleep(script.stubborn)
@@ -145,6 +154,32 @@ class Model:
             return Shown(prediction, ended="succeeded", file=answer(script.tag, attempt, script.file))
         output = answer(script.tag, attempt, script.output) + "." * script.pad
         return Shown(prediction, ended="succeeded", output=output)
+
+
+async def _with_source(script: Script, url: str) -> Script:
+    """Return a script that answers the digest of its input file, or fails where that cannot be read."""
+    try:
+        content = await _read(url)
+    except (OSError, ValueError) as error:
+        return msgspec.structs.replace(script, fail=f"{UNREADABLE}: {error!r}")
+    return msgspec.structs.replace(script, output=hashlib.sha256(content).hexdigest())
+
+
+async def _read(url: str) -> bytes:
+    """Return a file of a `data:` URL or of the agent; raises `OSError` or `ValueError`."""
+    if url.startswith("data:"):
+        return base64.b64decode(url.partition(",")[2], validate=True)
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(f"GET {parts.path} HTTP/1.0\r\n\r\n".encode())
+        head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    status, *lines = head.lower().split(b"\r\n")
+    if b" 200 " not in status or b"content-length: %d" % len(content) not in lines:
+        raise ValueError(f"{status.decode(errors='replace')}, {len(content)} bytes")
+    return content
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from cogflare.cli.verification.cases import TERMINAL, Case, rank
-from cogflare.cli.verification.history import TAG, Asked, Moment, Seen, Stored, StoredAttempt
-from cogflare.cli.verification.model import Script, answer, item, line
+from cogflare.cli.verification.history import TAG, Asked, Moment, Seen, Stored, StoredAttempt, Told
+from cogflare.cli.verification.model import UNREADABLE, Script, answer, item, line
 from cogflare.cli.verification.runs import INTERRUPTED, LOSSES
 
 When = Callable[[int], str]
@@ -58,9 +58,9 @@ def stale_data(case: Case, when: When) -> Iterator[str]:
             if file.says is not None and file.says != stored.attempt:
                 yield f"it ended with attempt {stored.attempt}, and file {file.file} is of attempt {file.says}"
     named = [(seen, _named(seen, tag)) for seen in case.seen]
-    for seen, attempts in named:
+    for told, attempts in (*named, *((told, _named(told, tag)) for told in case.told)):
         if len(attempts) > 1:
-            yield f"data of attempts {_list(attempts)} was shown together at {when(seen.at)}"
+            yield f"data of attempts {_list(attempts)} was shown together at {when(told.at)}"
     shown = [(seen, max(attempts)) for seen, attempts in named if attempts]
     for earlier, later in _after(shown, [(seen.at, attempt) for seen, attempt in shown]):
         yield f"data of attempt {later[1]} was shown at {when(later[0].at)}, after data of attempt {earlier}"
@@ -112,15 +112,27 @@ def strange_end(stored: Stored, asked: Asked) -> Iterator[str]:
         yield "it was aborted, and had no deadline"
     elif stored.status == "failed" and not TAG.search(error) and not error.startswith(LOSSES):
         yield f"it failed with an error that is neither its model's nor a loss: {error}"
+    elif stored.status == "failed" and UNREADABLE in error:
+        yield f"its model was given an input file that is not there: {error}"
     elif stored.status == "failed" and error.startswith(INTERRUPTED) and asked.kind != "text":
         yield f"it was interrupted, and could have run again: its output is {asked.kind}"
 
 
 def foreign_tags(case: Case) -> set[str]:
     """The tags of other predictions in what was shown or stored of this one."""
-    texts = {_text(shown) for shown in (*case.seen, *([case.stored] if case.stored else ()))}
+    texts = {_text(shown) for shown in (*case.seen, *case.told, *([case.stored] if case.stored else ()))}
+    texts |= {"".join((*shown.items, shown.logs or "", shown.error or "")) for shown in case.streamed}
     found = {match[1] for text in texts for match in TAG.finditer(text)}
     return found - {case.tag} if case.tag is not None else set()
+
+
+def wrong_end_told(ends: Iterable[Told], stored: Stored) -> Iterator[str]:
+    """Yield where a message about the end tells another end than the stored one."""
+    for told in ends:
+        if told.status != stored.status:
+            yield f"its end was told as {told.status}, and it is {stored.status}"
+        elif _end(told) != _end(stored):
+            yield f"its end, {told.status}, was told with another output, log or error than it has"
 
 
 def _other_end(stored: Stored, attempts: Sequence[StoredAttempt]) -> Iterator[str]:
@@ -167,16 +179,16 @@ def _asked_at(read: Moment) -> int:
     return read.asked_at if isinstance(read, Seen) else read.at
 
 
-def _named(shown: Seen | Stored, tag: str) -> set[int]:
+def _named(shown: Seen | Stored | Told, tag: str) -> set[int]:
     """The attempts of this prediction whose data is shown."""
     return {int(match[2]) for match in TAG.finditer(_text(shown)) if match[1] == tag}
 
 
-def _text(shown: Seen | Stored) -> str:
+def _text(shown: Seen | Stored | Told) -> str:
     return f"{msgspec.json.encode(shown.output).decode()}\n{shown.logs or ''}\n{shown.error or ''}"
 
 
-def _end(shown: Seen | Stored) -> tuple[str, bytes, str, str | None]:
+def _end(shown: Seen | Stored | Told) -> tuple[str, bytes, str, str | None]:
     return (shown.status, msgspec.json.encode(shown.output), shown.logs or "", shown.error)
 
 

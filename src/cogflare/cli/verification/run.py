@@ -15,6 +15,7 @@ from cogflare.cli.verification.checker import Allowances, Verdict, check
 from cogflare.cli.verification.clients import Access, Client, Ledger
 from cogflare.cli.verification.collect import Archive, clear, collect
 from cogflare.cli.verification.history import Fault, Recorder, read
+from cogflare.cli.verification.receiver import Receiver
 from cogflare.cli.verification.schedule import ground_of, plan, play
 from cogflare.cli.verification.stage import Stage
 from cogflare.store.base import StoreError
@@ -24,9 +25,10 @@ HISTORY = "history.jsonl"
 _CLIENTS = (("one", 6), ("two", 2))
 """The accounts and how many clients each has; the second has one worker only."""
 _WORKERS = 5
+_RECEIVERS = 3
 _LONGEST_S = 600.0
 _PATIENCE_S = 120.0
-_QUIET_S = 60.0
+_QUIET_S = 90.0
 _PROGRESS_S = 5.0
 
 Say = Callable[[str], None]
@@ -105,14 +107,22 @@ async def run(order: Order, folder: Path, say: Say) -> Outcome:
         stack.callback(recorder.close)
         await stack.enter_async_context(stage)
         ledger = Ledger()
-        clients = [await stack.enter_async_context(client) for client in _clients(order, stage, recorder, ledger)]
+        secrets = {account: await _secret(stage, account) for account, _ in _CLIENTS}
+        receivers = [
+            await stack.enter_async_context(Receiver(f"hook-{number + 1}", order.seed, recorder, secrets))
+            for number in range(_RECEIVERS)
+        ]
+        hooks = [receiver.address for receiver in receivers]
+        clients = [
+            await stack.enter_async_context(client) for client in _clients(order, stage, hooks, recorder, ledger)
+        ]
         await _storm(order, stage, clients, ledger, say)
         say(f"seed {order.seed}: the faults are over; waiting until all is quiet")
-        await stage.settle()
+        await asyncio.gather(stage.settle(), *(receiver.mend() for receiver in receivers))
         archive = Archive(stage.database_url)
         stack.push_async_callback(archive.aclose)
         await archive.quiet(_QUIET_S)
-        await asyncio.gather(*(client.look_at_all() for client in clients))
+        await asyncio.gather(*(client.look_again() for client in clients))
         await collect(archive, stage.urls[0], read([history]), recorder)
     events = read([history])
     faults = Counter(event.kind for event in events if isinstance(event, Fault))
@@ -120,11 +130,18 @@ async def run(order: Order, folder: Path, say: Say) -> Outcome:
     return Outcome(order.seed, time.monotonic() - begun, dict(faults), verdict, stage.surprises)
 
 
-def _clients(order: Order, stage: Stage, recorder: Recorder, ledger: Ledger) -> list[Client]:
+async def _secret(stage: Stage, account: str) -> str:
+    """Return what the webhooks of an account are signed with."""
+    return str((await stage.call("GET", "/v1/webhooks/default/secret", account)).json()["key"])
+
+
+def _clients(
+    order: Order, stage: Stage, hooks: Sequence[Callable[[str, str], str]], recorder: Recorder, ledger: Ledger
+) -> list[Client]:
     clients = []
     for account, count in _CLIENTS:
         models = [model for model in stage.models if model.startswith(f"{account}/")]
-        access = Access(account, stage.tokens[account], stage.urls, models)
+        access = Access(account, stage.tokens[account], stage.urls, models, hooks)
         clients += [
             Client(access, f"{account}/{number}", order.seed, recorder, ledger) for number in range(1, count + 1)
         ]

@@ -29,6 +29,7 @@ from cogflare.cli.verification.clock import set_offset
 from cogflare.cli.verification.history import Died, Recorder, now
 from cogflare.cli.verification.process import Process
 from cogflare.cli.verification.proxy import Proxy
+from cogflare.cli.verification.sources import INLINE_BYTES
 
 ACCOUNTS = ("one", "two")
 MODELS = ("one/single", "one/iterator", "one/single", "one/text", "two/single", "one/iterator")
@@ -42,8 +43,11 @@ TIMES = {
     "retry_first_s": "0.2",
     "retry_cap_s": "2",
     "quarantine_s": "1",
+    "webhook_timeout_s": "2",
 }
 """Settings of the nodes: all is short that a run waits for, and longer than any fault what guards against doubles."""
+LIMITS = {"outgoing_networks": "127.0.0.0/8", "max_inline_bytes": str(INLINE_BYTES)}
+"""Further ones: where webhooks may go, and how much may stay in an input."""
 
 _LOOK_S = 0.02
 _GONE_S = 10.0
@@ -167,6 +171,7 @@ class Stage:
         self.tokens: dict[str, str] = {}
         given = {
             **TIMES,
+            **LIMITS,
             **(settings or {}),
             "data": str(self.data),
             "database_url": self.database_url,
@@ -237,12 +242,16 @@ class Stage:
         for worker in self.workers:
             worker.signal_model(signal.SIGCONT)
 
-    async def call(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        """Send a request as admin to the first node that is up, past the proxies; raises for an error answer."""
+    async def call(self, method: str, path: str, account: str | None = None, **options: Any) -> httpx2.Response:
+        """Send a request to the first node that is up, past the proxies; raises for an error answer.
+
+        It comes from a client of an account, or from the admin.
+        """
         ports = [node.port for node in self.nodes if node.port is not None]
         if not ports:
             raise httpx2.ConnectError("no node is up")
-        headers = {"Authorization": f"Bearer {self.admin_token}"}
+        token = self.admin_token if account is None else self.tokens[account]
+        headers = {"Authorization": f"Bearer {token}"}
         async with httpx2.AsyncClient(timeout=_CALL_S, trust_env=False) as http:
             answer = await http.request(method, f"http://127.0.0.1:{ports[0]}{path}", headers=headers, **options)
         return answer.raise_for_status()

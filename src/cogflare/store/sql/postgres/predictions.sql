@@ -19,12 +19,12 @@
 -- What another node is just committing is not seen, so several nodes may exceed a limit by what they commit at once.
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
-    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by
+    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin
 )
 SELECT :id::text, :account::text, :token::text, :catalog::text, :model::text, :version::text, :pinned::bigint,
     :flow::text, :priority::bigint, 'queued', 'starting', :created_at::bigint, :deadline::bigint, :input::text,
     :webhook::text, :webhook_events::text, :stream_key::text, :client_id::text, :run_limit_s::double precision,
-    :start_by::bigint
+    :start_by::bigint, :webhook_host::text, :webhook_origin::text
 WHERE (:max_queued::bigint IS NULL
         OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
     AND (:max_queued_model::bigint IS NULL
@@ -76,7 +76,7 @@ RETURNING prediction;
 UPDATE predictions SET
     phase = 'assigned', attempt = attempt + 1, version = CASE WHEN pinned = 1 THEN version ELSE :version::text END
 WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL)
-RETURNING id, attempt, account, version, input, created_at, run_limit_s;
+RETURNING id, attempt, account, version, input, created_at, run_limit_s, webhook, webhook_events, webhook_origin;
 
 -- name: drop_claimed_entries
 DELETE FROM queue_entries WHERE prediction = (
@@ -235,20 +235,23 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 -- name: get_prediction
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions WHERE id = :id;
 
 -- name: get_client_prediction
 -- By the id that the client gave.
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -256,7 +259,8 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_status
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -265,7 +269,8 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_model
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND model = :model AND (:status::text IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -275,7 +280,8 @@ ORDER BY id DESC LIMIT :limit;
 -- The page before a cursor: the nearest newer ones, oldest first.
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND (:status::text IS NULL OR status = :status) AND (:model::text IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

@@ -56,6 +56,10 @@ ORDER BY p.id LIMIT :limit;
 -- name: delete_attempts
 DELETE FROM attempts WHERE prediction IN (SELECT json_array_elements_text(:predictions::json));
 
+-- name: delete_tries
+DELETE FROM delivery_tries WHERE delivery IN (
+    SELECT id FROM deliveries WHERE prediction IN (SELECT json_array_elements_text(:predictions::json)));
+
 -- name: delete_deliveries
 DELETE FROM deliveries WHERE prediction IN (SELECT json_array_elements_text(:predictions::json));
 

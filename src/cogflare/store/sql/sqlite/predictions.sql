@@ -5,10 +5,11 @@
 -- model those of its queue and of one version's: two short index scans, since both are sums over flows that wait.
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
-    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by
+    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin
 )
 SELECT :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
-    :deadline, :input, :webhook, :webhook_events, :stream_key, :client_id, :run_limit_s, :start_by
+    :deadline, :input, :webhook, :webhook_events, :stream_key, :client_id, :run_limit_s, :start_by,
+    :webhook_host, :webhook_origin
 WHERE (:max_queued IS NULL
         OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
     AND (:max_queued_model IS NULL
@@ -53,7 +54,7 @@ RETURNING prediction;
 UPDATE predictions SET
     phase = 'assigned', attempt = attempt + 1, version = CASE WHEN pinned THEN version ELSE :version END
 WHERE id = (SELECT prediction FROM attempts WHERE holder = :worker AND claim = :claim AND slot_freed_at IS NULL)
-RETURNING id, attempt, account, version, input, created_at, run_limit_s;
+RETURNING id, attempt, account, version, input, created_at, run_limit_s, webhook, webhook_events, webhook_origin;
 
 -- name: drop_claimed_entries
 DELETE FROM queue_entries WHERE prediction = (
@@ -194,20 +195,23 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 -- name: get_prediction
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions WHERE id = :id;
 
 -- name: get_client_prediction
 -- By the id that the client gave.
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -215,7 +219,8 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_status
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -224,7 +229,8 @@ ORDER BY id DESC LIMIT :limit;
 -- name: list_predictions_by_model
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND model = :model AND (:status IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -234,7 +240,8 @@ ORDER BY id DESC LIMIT :limit;
 -- The page before a cursor: the nearest newer ones, oldest first.
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
-    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as
+    webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
+    webhook_origin
 FROM predictions
 WHERE account = :account AND (:status IS NULL OR status = :status) AND (:model IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

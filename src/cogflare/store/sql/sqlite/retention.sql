@@ -52,6 +52,10 @@ ORDER BY p.id LIMIT :limit;
 -- name: delete_attempts
 DELETE FROM attempts WHERE prediction IN (SELECT value FROM json_each(:predictions));
 
+-- name: delete_tries
+DELETE FROM delivery_tries WHERE delivery IN (
+    SELECT id FROM deliveries WHERE prediction IN (SELECT value FROM json_each(:predictions)));
+
 -- name: delete_deliveries
 DELETE FROM deliveries WHERE prediction IN (SELECT value FROM json_each(:predictions));
 

@@ -10,10 +10,15 @@ ORDER BY prediction, attempt;
 -- name: all_files
 SELECT id, state FROM files WHERE purpose = 'output';
 
+-- name: all_ends_told
+SELECT prediction, id, state, tries FROM deliveries WHERE event = 'completed' ORDER BY id;
+
 -- name: under_way
--- How much is not over yet: predictions that have not ended, attempts that are live or hold their slot.
+-- How much is not over yet: predictions that have not ended, attempts that are live or hold their slot, and messages
+-- that have not arrived.
 SELECT (SELECT count(*) FROM predictions WHERE phase <> 'ended')
-    + (SELECT count(*) FROM attempts WHERE ended_at IS NULL OR slot_freed_at IS NULL);
+    + (SELECT count(*) FROM attempts WHERE ended_at IS NULL OR slot_freed_at IS NULL)
+    + (SELECT count(*) FROM deliveries WHERE state = 'pending');
 
 -- name: left_entries
 SELECT prediction, queue FROM queue_entries;

@@ -6,7 +6,7 @@ ALTER TABLE predictions ADD COLUMN webhook_origin TEXT;
 
 -- One message to a webhook; its id is the `webhook-id` of every try. The one of a prediction's end is `msg_<prediction>`.
 -- `next_try_at`: while pending, when it is due; while somebody tries, when others may. `give_up_at` is set by the first
--- try.
+-- try; one that is sent once has none to come. `items` and `log_bytes`: what a message before the end has shown.
 DROP TABLE deliveries;
 
 CREATE TABLE deliveries (
@@ -21,11 +21,14 @@ CREATE TABLE deliveries (
     next_try_at INTEGER,
     give_up_at INTEGER,
     created_at INTEGER NOT NULL,
-    ended_at INTEGER
+    ended_at INTEGER,
+    items INTEGER,
+    log_bytes INTEGER
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX deliveries_due ON deliveries (host, next_try_at) WHERE state = 'pending';
 CREATE INDEX deliveries_by_account ON deliveries (account, id);
+CREATE INDEX deliveries_undelivered ON deliveries (account, id) WHERE state <> 'delivered';
 CREATE INDEX deliveries_by_prediction ON deliveries (prediction);
 CREATE INDEX deliveries_ended ON deliveries (ended_at) WHERE state <> 'pending';
 
@@ -41,13 +44,13 @@ CREATE TABLE delivery_tries (
     PRIMARY KEY (delivery, try)
 ) STRICT, WITHOUT ROWID;
 
--- The outbox: whatever ends a prediction writes the message about it in the same unit, so that no path forgets.
+-- The outbox: whatever ends a prediction writes the message about it in the same unit, so that no path forgets. Where
+-- its filter leaves the end out, it stands for what is still to be told before that.
 CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON predictions
 WHEN new.phase = 'ended' AND old.phase <> 'ended' AND new.webhook IS NOT NULL
-    AND (new.webhook_events IS NULL OR new.webhook_events LIKE '%"completed"%')
 BEGIN
     INSERT INTO deliveries (id, account, prediction, event, url, host, state, next_try_at, created_at)
-    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, ''), 'pending',
+    VALUES ('msg_' || new.id, new.account, new.id, 'completed', new.webhook, coalesce(new.webhook_host, 'unknown'), 'pending',
         new.completed_at, new.completed_at);
 END;
 

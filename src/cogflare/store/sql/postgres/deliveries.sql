@@ -1,0 +1,134 @@
+-- Messages to webhooks: who tries which, what came of it, and the log of them.
+
+-- name: waiting_hosts
+-- The hosts after one that have pending messages, each with the times of its first and its last: two seeks a host.
+WITH RECURSIVE hosts (host, place) AS (
+    SELECT (SELECT min(d.host) FROM deliveries AS d WHERE d.state = 'pending' AND d.host > :after), 1::bigint
+    UNION ALL
+    SELECT (SELECT min(d.host) FROM deliveries AS d WHERE d.state = 'pending' AND d.host > hosts.host), place + 1
+    FROM hosts WHERE hosts.host IS NOT NULL AND place < :limit
+)
+SELECT host,
+    (SELECT min(d.next_try_at) FROM deliveries AS d WHERE d.state = 'pending' AND d.host = hosts.host),
+    (SELECT max(d.next_try_at) FROM deliveries AS d WHERE d.state = 'pending' AND d.host = hosts.host)
+FROM hosts WHERE host IS NOT NULL;
+
+-- name: hurry_deliveries
+-- What waits for long is due now unless its last try is known and was not in what is the future now: the clock was set
+-- back.
+UPDATE deliveries SET next_try_at = :now::bigint
+WHERE state = 'pending' AND host = :host AND next_try_at > :ahead::bigint
+    AND NOT EXISTS (
+        SELECT 1 FROM delivery_tries AS t
+        WHERE t.delivery = deliveries.id AND t.try = deliveries.tries AND t.at <= :ahead::bigint);
+
+-- name: claim_deliveries
+-- Messages to a host that are due, for one try each: nobody else may before `until`. One of a prediction of which another
+-- is being tried waits.
+UPDATE deliveries SET tries = tries + 1, next_try_at = :until, give_up_at = coalesce(give_up_at, :give_up_at)
+WHERE id IN (
+    SELECT d.id FROM deliveries AS d
+    WHERE d.state = 'pending' AND d.host = :host AND d.next_try_at <= :now
+        AND NOT EXISTS (
+            SELECT 1 FROM deliveries AS o
+            WHERE o.prediction = d.prediction AND o.id <> d.id AND o.state = 'pending' AND o.next_try_at > :now)
+    ORDER BY d.next_try_at LIMIT :limit
+    FOR UPDATE SKIP LOCKED)
+RETURNING id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at;
+
+-- name: extend_delivery
+-- More time for the one who tries.
+UPDATE deliveries SET next_try_at = :until WHERE id = :id AND state = 'pending' AND tries = :tries RETURNING id;
+
+-- name: settle_delivery
+-- What became of a try. Whoever has taken over meanwhile tries again, unless it has arrived.
+UPDATE deliveries SET state = :state::text, next_try_at = :next_try_at, ended_at = :ended_at
+WHERE id = :id AND state = 'pending' AND (tries = :tries OR :state::text = 'delivered')
+RETURNING id;
+
+-- name: drop_delivery
+DELETE FROM deliveries WHERE id = :id AND state = 'pending' AND tries = :tries;
+
+-- name: record_try
+INSERT INTO delivery_tries (delivery, try, at, duration_us, status, error, answer)
+VALUES (:delivery, :try, :at, :duration_us, :status, :error, :answer)
+ON CONFLICT (delivery, try) DO NOTHING;
+
+-- name: announce
+-- Messages about predictions that go on, with their only try: `messages` is a JSON array of
+-- [id, prediction, attempt, event, host, items, log_bytes]. None where the attempt is over or another message is pending.
+-- The lock keeps the end of a prediction, and with it the message about that, from overtaking.
+INSERT INTO deliveries (
+    id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, items, log_bytes
+)
+SELECT m.value ->> 0, p.account, p.id, m.value ->> 3, p.webhook, m.value ->> 4, 'pending', 1, :until::bigint,
+    :now::bigint, :now::bigint, (m.value ->> 5)::bigint, (m.value ->> 6)::bigint
+FROM json_array_elements(:messages::json) AS m (value)
+JOIN predictions AS p ON p.id = m.value ->> 1
+WHERE p.attempt = (m.value ->> 2)::bigint AND p.phase <> 'ended' AND p.webhook IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM deliveries AS o WHERE o.prediction = p.id AND o.state = 'pending')
+ORDER BY p.id FOR SHARE OF p SKIP LOCKED
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: announce_late
+-- A message about a prediction that has ended before it was told of, with its only try.
+INSERT INTO deliveries (
+    id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, items, log_bytes
+)
+SELECT :id::text, p.account, p.id, :event::text, p.webhook, :host::text, 'pending', 1, :until::bigint, :now::bigint,
+    :now::bigint, :items::bigint, :log_bytes::bigint
+FROM predictions AS p WHERE p.id = :prediction AND p.phase = 'ended' AND p.webhook IS NOT NULL
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: announced
+-- What was told of a prediction before its end.
+SELECT event, created_at, items, log_bytes FROM deliveries
+WHERE prediction = :prediction AND event <> 'completed' ORDER BY id;
+
+-- name: get_delivery
+SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
+FROM deliveries WHERE id = :id AND account = :account;
+
+-- name: list_deliveries
+SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
+FROM deliveries
+WHERE account = :account AND id < :before AND (:state::text IS NULL OR state = :state)
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_undelivered
+SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
+FROM deliveries
+WHERE account = :account AND id < :before AND state <> 'delivered' AND state = :state
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_deliveries_of
+SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
+FROM deliveries
+WHERE prediction = :prediction AND account = :account AND id < :before AND (:state::text IS NULL OR state = :state)
+ORDER BY id DESC LIMIT :limit;
+
+-- name: list_tries
+SELECT try, at, duration_us, status, error, answer FROM delivery_tries WHERE delivery = :delivery ORDER BY try;
+
+-- name: replay_delivery
+-- One that is over is pending again; what is sent once is sent once more.
+UPDATE deliveries SET
+    state = 'pending', next_try_at = :now::bigint, ended_at = NULL,
+    give_up_at = CASE WHEN event = 'completed' THEN NULL ELSE :now::bigint END
+WHERE id = :id AND account = :account AND state <> 'pending'
+RETURNING id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at;
+
+-- name: old_deliveries
+SELECT id FROM deliveries WHERE state <> 'pending' AND ended_at < :cutoff ORDER BY ended_at LIMIT :limit;
+
+-- name: delete_old_tries
+DELETE FROM delivery_tries WHERE delivery IN (
+    SELECT id FROM deliveries
+    WHERE id IN (SELECT json_array_elements_text(:deliveries::json)) AND state <> 'pending' AND ended_at < :cutoff);
+
+-- name: delete_old_deliveries
+DELETE FROM deliveries
+WHERE id IN (SELECT json_array_elements_text(:deliveries::json)) AND state <> 'pending' AND ended_at < :cutoff
+RETURNING id;
