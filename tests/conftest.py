@@ -74,17 +74,21 @@ def miniflare() -> Iterator[Miniflare]:
 
 
 @pytest.fixture
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Return what makes the URL of a new, empty database of a kind."""
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Yield what makes the URL of a new, empty database of a kind, which goes some time after the test."""
     numbers = itertools.count(1)
+    made: list[tuple[PostgresServer, str]] = []
 
     def make(kind: str) -> str:
         if kind == "sqlite":
             return f"sqlite:///{tmp_path}/{next(numbers)}.db"
         server: PostgresServer = request.getfixturevalue("postgres_server")
-        return server.create_database()
+        made.append((server, url := server.create_database()))
+        return url
 
-    return make
+    yield make
+    for server, url in made:
+        server.release(url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

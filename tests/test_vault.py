@@ -67,6 +67,15 @@ async def test_two_servers_that_start_at_once_agree_on_one_key(store: Database, 
     assert second.open(first.seal(b"x")) == b"x"
 
 
+@pytest.mark.parametrize("content", ["", "\n", "cut off"])
+async def test_a_file_without_a_key_is_left_alone(store: Database, tmp_path: Path, content: str) -> None:
+    (tmp_path / KEY_FILE).write_text(content)
+    with pytest.raises(VaultError, match=r"secret\.key holds no key"):
+        await unlocked(store, tmp_path)
+    assert [file.name for file in tmp_path.iterdir() if KEY_FILE in file.name] == [KEY_FILE]
+    assert (tmp_path / KEY_FILE).read_text() == content
+
+
 async def test_after_a_reset_another_key_is_as_good(store: Database, tmp_path: Path) -> None:
     vault = await unlocked(store, tmp_path / "one")
     await add_first_secret(store, "ada", "webhooks", vault.seal(b"x"), 1)

@@ -69,11 +69,17 @@ class Vault:
 
     def _read(self) -> str | None:
         try:
-            return self._file.read_text().strip() or None
+            key = self._file.read_text().strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeError) as error:
             raise VaultError(f"cannot read {self._file}: {error}") from error
+        if len(key) < _LEAST_CHARS:
+            raise VaultError(
+                f"{self._file} holds no key, which has {_LEAST_CHARS} characters or more. Put a copy of the key there,"
+                " or remove the file if the server never ran with one"
+            )
+        return key
 
     def _make(self) -> str:
         """Write a new key, durably and for this user only, before anything is sealed with it."""

@@ -82,6 +82,7 @@ class Files:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.to = ""
+        self.away = 0
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{path:path}", self._any)])
@@ -89,6 +90,9 @@ class Files:
     async def _any(self, request: Request) -> Response:
         path = request.url.path
         self.requests.append((str(request.url), dict(request.headers)))
+        if self.away:
+            self.away -= 1
+            return Response(status_code=503)
         if path.startswith("/hop/"):
             left = int(path.rpartition("/")[2])
             return RedirectResponse(f"/hop/{left - 1}" if left else "/cat.png")
@@ -324,6 +328,32 @@ async def test_failures_are_told_without_the_query() -> None:
             with pytest.raises(InputError, match=problem) as failed:
                 await inputs.fetch(_raw({"image": f"{web}/{path}"}))
             assert "s3" not in str(failed.value)
+
+
+async def test_the_servers_own_files_are_asked_for_again_while_it_is_away() -> None:
+    async with fetching(own=True) as (files, web, inputs):
+        files.away = 3
+        fetched = await inputs.fetch(_raw({"image": f"{web}/cat.png"}))
+        assert await _read(msgspec.json.decode(fetched.input)["image"]) == (200, b"content of /cat.png", "image/png")
+        assert len(files.requests) == 4
+        inputs.drop(fetched)
+
+
+@pytest.mark.parametrize(("path", "own", "requests"), [("missing.png", True, 1), ("cat.png", False, 1)])
+async def test_what_is_not_there_or_not_the_servers_is_asked_for_once(path: str, own: bool, requests: int) -> None:
+    async with fetching(own=own, allow_private=True) as (files, web, inputs):
+        files.away = 0 if own else 5
+        with pytest.raises(InputError, match="cannot fetch"):
+            await inputs.fetch(_raw({"image": f"{web}/{path}"}))
+        assert len(files.requests) == requests
+
+
+async def test_patience_with_the_server_ends() -> None:
+    async with fetching(own=True, limits=Limits(patience_s=0.5)) as (files, web, inputs):
+        files.away = 1_000
+        with pytest.raises(InputError, match="HTTP 503"):
+            await inputs.fetch(_raw({"image": f"{web}/cat.png"}))
+        assert len(files.requests) > 1
 
 
 async def test_a_failed_fetch_leaves_no_files(tmp_path: Any) -> None:

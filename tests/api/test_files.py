@@ -110,6 +110,8 @@ async def test_what_a_browser_may_show(node: Node, kind: str) -> None:
         "TEXT/HTML; charset=utf-8",
         "image/svg+xml",
         "image/SVG+xml; a=b",
+        "image/x+xml",
+        "video/xml; a=b",
         "application/xhtml+xml",
         "text/xml",
         "text/javascript",

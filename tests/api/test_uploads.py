@@ -100,6 +100,8 @@ async def test_a_file_without_anything(node: Node) -> None:
         ([('name="content"', b"x"), ('name="filename"', b"x" * 256)], 422, "filename"),
         ([('name="content"', b"x"), ('name="metadata"', b"x" * 70_000)], 413, "65536 bytes"),
         ([("filename=x", b"x")], 400, "no name"),
+        ([('name="content"; x="' + "y" * 70_000 + '"', b"x")], 400, "header"),
+        ([('name="content"' + "\r\nx: y" * 1_000, b"x")], 400, "header"),
         ([('name=""', b"")] * 1_100, 413, "65536 bytes"),
     ],
 )

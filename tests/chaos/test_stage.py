@@ -1,6 +1,8 @@
 """The stage and each fault once, on real processes; and nothing is left of them."""
 
 import asyncio
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -105,6 +107,23 @@ async def test_all_that_a_run_shows_carries_its_tag_and_attempt(stage: Stage) ->
     assert (failed["status"], failed["error"]) == ("failed", "t/1 no")
     filed = await ended(stage, await create(stage, file="text"))
     assert (await ask(stage, "GET", httpx2.URL(filed["output"]).path)).text == "t/1 text"
+
+
+@pytest.mark.parametrize("size", [0, 100, 30_000])
+async def test_a_model_answers_the_digest_of_its_input_file(stage: Stage, size: int) -> None:
+    content = b"x" * size
+    uploaded = await ask(stage, "POST", "/v1/files", files={"content": ("a.bin", content)})
+    data = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
+    for url in (data, uploaded.json()["urls"]["get"]):
+        shown = await ended(stage, await create(stage, source=url))
+        assert shown["output"] == f"t/1 {hashlib.sha256(content).hexdigest()}"
+
+
+async def test_the_harness_asks_as_an_account_or_as_the_admin(stage: Stage) -> None:
+    key = (await stage.call("GET", "/v1/webhooks/default/secret", "one")).json()["key"]
+    assert key.startswith("whsec_")
+    assert (await stage.call("GET", "/v1/webhooks/default/secret", "two")).json()["key"] != key
+    assert (await stage.call("GET", "/v1/workers")).json()["results"]
 
 
 async def test_a_cancel_ends_the_run_and_the_history_says_so(stage: Stage) -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from cogflare.domain.webhooks import FIRST_PAUSE_US, LONGEST_PAUSE_US, host_of, pause_us, wanted_events
+from cogflare.domain.webhooks import (
+    FIRST_PAUSE_US,
+    LONGEST_PAUSE_US,
+    account_of,
+    host_of,
+    lane_of,
+    pause_us,
+    wanted_events,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +48,9 @@ def test_pauses_double_up_to_an_hour_and_are_drawn_from_the_upper_half() -> None
 )
 def test_what_the_receiver_asks_for_counts_where_it_is_longer(asked_s: float | None, pause: int) -> None:
     assert pause_us(1, 1.0, asked_s) == pause * 1_000_000
+
+
+def test_a_lane_is_of_one_account() -> None:
+    assert lane_of("ada", "https://A.example/x") == lane_of("ada", "https://a.example:443/y") == "ada a.example:443"
+    assert account_of(lane_of("ada", "https://a.example/")) == "ada"
+    assert account_of("unknown") == ""

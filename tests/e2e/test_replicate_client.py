@@ -121,7 +121,8 @@ async def test_create_reload_and_wait(client: Client) -> None:
     made.reload()
     assert (made.status, made.output, made.logs, made.error) == ("succeeded", 7, "line 0\nline 1\n", None)
     assert made.metrics is not None
-    assert made.metrics["total_time"] >= made.metrics["predict_time"] >= 0.1
+    # The model's own clock may wake it a little early.
+    assert made.metrics["total_time"] >= made.metrics["predict_time"] > 0.09
     assert made.created_at is not None
     assert made.started_at is not None
     assert made.completed_at is not None

@@ -16,6 +16,7 @@ def test_data_and_files_go_when_their_time_is_over(stage: Stage) -> None:
     assert before["data_removed"] is False
     until(lambda: server.get(prediction)["data_removed"], "end of its time")
     after = server.get(prediction)
+    assert before["urls"].pop("stream"), "there is nothing to stream any more"
     assert after == {**before, "data_removed": True, "input": {}, "output": None, "logs": ""}
     gone = until(lambda: (found := server.http.get(before["output"])).status_code == 404 and found, "file that is gone")
     assert gone

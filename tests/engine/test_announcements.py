@@ -329,3 +329,33 @@ async def test_a_crowd_on_two_nodes_is_told_in_order(store: Database) -> None:
             sizes = [len(body["output"]) for body in told if isinstance(body["output"], list)]
             assert sizes == sorted(sizes)
         await other.aclose()
+
+
+async def test_an_end_is_told_however_much_goes_on_at_its_receiver(store: Database) -> None:
+    async with receiver() as taker, hooked(store, timeout_s=30) as (rig, ada, worker):
+        taker.takes_s = 0.1
+        going = [await rig.begin(worker, ada, taker.url, ["output"]) for _ in range(19)]
+        over = asyncio.Event()
+
+        async def go_on() -> None:
+            while not over.is_set():
+                for key in going:
+                    worker.end.output(key, [Raw(b"1")])
+                await worker.pump()
+                rig.pass_by(0.6)
+                for role in (rig.checkpoints, rig.announcements, rig.deliveries):
+                    await role.tick()
+                await asyncio.sleep(0)
+
+        keeper = asyncio.create_task(go_on())
+        await taker.wait(20)
+        ended = await rig.begin(worker, ada, taker.url, ["completed"])
+        await worker.finish(ended)
+        before = len(taker.got)
+        async with asyncio.timeout(20):
+            while ("succeeded", f"msg_{ended[0]}") not in taker.events and len(taker.got) < before + 300:
+                await asyncio.sleep(0.01)
+        later = taker.events[before:]
+        over.set()
+        await keeper
+        assert ("succeeded", f"msg_{ended[0]}") in later[:30], len(later)

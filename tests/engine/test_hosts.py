@@ -1,6 +1,6 @@
 """Who gets a place: no host takes those of others, and one that is down gets little."""
 
-from cogflare.engine.hosts import PLACES, PLACES_A_HOST, PROBES, Hosts
+from cogflare.engine.hosts import PLACES, PLACES_A_HOST, PLACES_AN_ACCOUNT, PROBES, Hosts
 from engine.rig import MovableClock
 
 
@@ -24,9 +24,9 @@ def test_when_places_run_low_each_host_has_one() -> None:
         hosts.take(f"slow{number}", PLACES_A_HOST)
     assert hosts.room("slow0") == 0
     others = 0
-    while room := hosts.room(f"other{others}"):
+    while room := hosts.room(f"bob other{others}"):
         assert room == 1
-        hosts.take(f"other{others}")
+        hosts.take(f"bob other{others}")
         others += 1
     assert others == PLACES // 2
 
@@ -59,3 +59,23 @@ def test_those_that_are_down_have_a_part_of_the_places_together() -> None:
         hosts.take(f"down{number}", hosts.room(f"down{number}"))
     assert hosts.total == PROBES
     assert hosts.room("up") == PLACES_A_HOST
+
+
+def test_no_account_has_all_places() -> None:
+    hosts, _ = open_hosts()
+    count = 0
+    while room := hosts.room(f"ada {count}.example:443"):
+        hosts.take(f"ada {count}.example:443", room)
+        count += 1
+    assert hosts.total == PLACES_AN_ACCOUNT < PLACES
+    assert hosts.is_open
+    assert hosts.room("bob 0.example:443") == 1
+    hosts.give("ada 0.example:443")
+    assert hosts.room("ada new.example:443") == 1
+
+
+def test_a_host_is_down_for_the_account_that_found_it_so() -> None:
+    hosts, _ = open_hosts()
+    hosts.note("ada a.example:443", is_up=False)
+    assert hosts.room("ada a.example:443") == 0
+    assert hosts.room("bob a.example:443") == PLACES_A_HOST

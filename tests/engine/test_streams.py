@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from cogflare.domain.errors import NotFound
 from cogflare.domain.ids import new_stream_key
-from cogflare.engine.feeds import BLOCK_BYTES, STARTED_OVER, End, Part, Place, Reader
+from cogflare.engine.feeds import BLOCK_BYTES, EVENT_BYTES, STARTED_OVER, End, Part, Place, Reader, split
 from cogflare.engine.losses import INTERRUPTED
 from cogflare.store import predictions as predictions_store
 from cogflare.store.base import Database
@@ -360,6 +360,23 @@ async def test_a_slow_reader_takes_all_that_is_new_in_blocks(store: Database) ->
     assert len(await slow.until(12)) == 12
     await worker.finish(key, None, items=12)
     assert await slow.all() == End("succeeded")
+
+
+def test_white_space_around_an_output_is_no_part_of_it() -> None:
+    assert split(b' \n["a", "b"] ') == [b'"a"', b'"b"']
+    assert split(b' "a"\n') == [b'"a"']
+    assert split(b" null") == []
+
+
+async def test_a_block_of_small_items_is_no_larger_than_its_events(store: Database) -> None:
+    rig = Rig(store)
+    worker, key = await running(rig)
+    worker.end.output(key, [Raw(b'"x"')] * 20_000)
+    await worker.pump()
+    reading = await read(rig, key[0])
+    part = await reading.part()
+    assert len(part.items) * (len(b'"x"') + EVENT_BYTES) <= BLOCK_BYTES + 100
+    assert len(await reading.until(20_000)) == 20_000
 
 
 async def test_many_readers_are_woken_some_at_a_time(store: Database) -> None:

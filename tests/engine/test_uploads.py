@@ -305,6 +305,7 @@ async def test_other_spellings_of_data_urls(scene: Scene) -> None:
     content = b"\0\xff" * 1_001
     padded = data_url(content, "application/octet-stream")
     urls = [padded, padded.rstrip("="), "DATA:,%00" + "a" * 2_000, "data:text/html;charset=utf-8," + "b" * 2_000]
+    urls += ["data:,a" + "%2c" * 50_000, "data:,ab" + "%2c" * 50_000, "data:," + "x%" * 50_000]
     created = await scene.create(caller, {"more": urls})
     rows = []
     for reference in msgspec.json.decode(created.input)["more"]:
@@ -315,6 +316,9 @@ async def test_other_spellings_of_data_urls(scene: Scene) -> None:
         ("application/octet-stream", content),
         ("text/plain", b"\0" + b"a" * 2_000),
         ("text/html;charset=utf-8", b"b" * 2_000),
+        ("text/plain", b"a" + b"," * 50_000),
+        ("text/plain", b"ab" + b"," * 50_000),
+        ("text/plain", b"x%" * 50_000),
     ]
 
 
@@ -364,13 +368,38 @@ async def test_too_many_files(scene: Scene) -> None:
         await scene.create(caller, {"more": [data_url(b"%d" % number * 600) for number in range(100, 201)]})
 
 
+async def test_what_looks_like_an_upload_is_looked_for_once_and_not_without_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller, _ = await scene.begin()
+    looked: list[str] = []
+    found = files.get
+
+    async def get(db: Database, id: str) -> FileRow | None:
+        looked.append(id)
+        return await found(db, id)
+
+    monkeypatch.setattr(files, "get", get)
+    lookalikes = [f"https://elsewhere.net/files/{number:040}" for number in range(500)]
+    await scene.create(caller, {"more": lookalikes[:50] * 20})
+    assert len(looked) == 50
+    with pytest.raises(InvalidInput) as refused:
+        await scene.create(caller, {"more": lookalikes})
+    assert [one.type for one in refused.value.problems] == ["too_many_files"]
+    assert len(looked) == 150
+    with pytest.raises(InvalidInput) as refused:
+        await scene.create(caller, {"more": [f"{ORIGIN}/v1/files/{'0' * 40}"] * 5_000})
+    assert len(refused.value.problems) <= 100
+
+
 # --- creates that are sent again --------------------------------------------------------------------------------------
 
 
 async def test_a_create_with_a_large_data_url_is_known_again(scene: Scene) -> None:
     caller, _ = await scene.begin()
-    sent = order({"image": data_url(b"x" * 2_000), "prompt": "p"})
-    other = order({"image": data_url(b"y" * 2_000), "prompt": "p"})
+    prompt = data_url(b"a text, for the schema" * 100)
+    sent = order({"image": data_url(b"x" * 2_000), "prompt": prompt})
+    other = order({"image": data_url(b"y" * 2_000), "prompt": prompt})
     repeats = scene.rig.repeats
 
     async def twice(create: Callable[[Order, str], Awaitable[Answer]], name: str) -> None:
@@ -382,6 +411,27 @@ async def test_a_create_with_a_large_data_url_is_known_again(scene: Scene) -> No
 
     await twice(lambda what, key: repeats.keyed(caller, what, key, None), "key")
     await twice(lambda what, name: repeats.named(caller, what, name, None), "name")
+
+
+async def test_text_that_looks_like_a_reference_stays(scene: Scene) -> None:
+    caller, worker = await scene.begin()
+    theirs = msgspec.json.decode((await scene.create(caller, {"image": data_url(b"x" * 2_000)})).input)["image"]
+    first = await worker.next()
+    await worker.finish(await worker.start(first))
+    for prompt in ("cogflare-file:/f/\0/x", "cogflare-file:/worker/v1/inputs", theirs):
+        values = {"image": data_url(b"y" * 2_000), "prompt": prompt}
+        created = await scene.rig.repeats.named(caller, order(values), f"of-{len(prompt)}", None)
+        given = await scene.given(worker, created.view.id)
+        assert given["prompt"] == prompt
+        assert await scene.bytes_of(given["image"].split("/")[4]) == b"y" * 2_000
+        await worker.finish((created.view.id, 1), status="failed", error="no")
+        again = await scene.rig.repeats.named(caller, order(values), f"of-{len(prompt)}", None)
+        assert not again.is_new
+        with pytest.raises(Reused):
+            await scene.rig.repeats.named(caller, order(values | {"image": "https://x"}), f"of-{len(prompt)}", None)
+        second, _ = await requeue(scene.rig.predictions, caller, created.view.id)
+        assert (await scene.given(worker, second.id))["prompt"] == prompt
+        await worker.finish((second.id, 1))
 
 
 async def test_a_second_life_has_the_files_of_the_first(scene: Scene) -> None:

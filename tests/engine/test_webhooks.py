@@ -2,18 +2,23 @@
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import structlog
 from starlette.responses import Response
 
 from cogflare.blobs.local import LocalBlobStore
 from cogflare.domain.phases import Status
 from cogflare.domain.signatures import verify
+from cogflare.engine import hosts
 from cogflare.engine.requeues import requeue
 from cogflare.engine.sweeps import DELIVERIES_US, Sweeps
 from cogflare.engine.views import PredictionView
+from cogflare.net.outgoing import Answered
 from cogflare.store import deliveries, predictions, retention
 from cogflare.store.base import Conflict, Database, Statement
 from engine.hooked import ORIGIN, Hooked, dead_url, hooked, receiver
@@ -175,6 +180,62 @@ async def test_a_host_that_is_down_gets_one_try_at_a_time(store: Database) -> No
         await rig.deliver()
         await rig.deliver()
         assert {row.state for row in await rig.log(ada)} == {"delivered"}
+
+
+async def test_hosts_have_turns(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("PLACES", 6), ("PLACES_AN_ACCOUNT", 6), ("PLACES_A_HOST", 1)):
+        monkeypatch.setattr(hosts, name, count)
+    served: list[str] = []
+    gate = asyncio.Event()
+
+    async def post(url: str, headers: Mapping[str, str], body: bytes) -> Answered:
+        served.append(url)
+        await gate.wait()
+        await asyncio.sleep(0.002)
+        return Answered(200, b"")
+
+    async with hooked(store) as (rig, ada, _):
+        monkeypatch.setattr(rig.outgoing, "post", post)
+        urls = [f"http://h{number}.example/" for number in range(20)] * 6
+        for id in await asyncio.gather(*(rig.hooked(ada, url, ENDS) for url in urls)):
+            await rig.predictions.cancel(ada.account, id)
+        gate.set()
+        await rig.deliver()
+        assert Counter(served) == Counter(urls)
+        last_begins = max(served.index(url) for url in set(urls))
+        assert max(Counter(served[:last_begins]).values()) <= 4, "each has a turn before any has had most of its own"
+
+
+async def test_one_account_finds_a_host_overloaded_and_others_go_on(store: Database) -> None:
+    async with receiver() as taker, hooked(store) as (rig, ada, worker):
+        taker.answer = lambda: Response(status_code=503)
+        await rig.run(worker, ada, f"{taker.url}/of-ada", ENDS)
+        await rig.deliver()
+        assert len(taker.got) == 1
+        taker.answer = Response
+        bob = (await rig.worker("bob")).caller
+        for caller in (ada, bob):
+            await rig.predictions.cancel(caller.account, await rig.hooked(caller, f"{taker.url}/also", ENDS))
+        await rig.deliver()
+        assert [row.state for row in await rig.log(ada)] == ["pending", "pending"]
+        assert [row.state for row in await rig.log(bob)] == ["delivered"]
+
+
+async def test_where_a_redirect_leads_is_told_to_the_client_only(store: Database) -> None:
+    async with receiver() as taker, hooked(store) as (rig, ada, worker):
+        taker.answer = lambda: Response(
+            status_code=308, headers={"location": "https://elsewhere.example/?token=t0ps3cret"}
+        )
+        with structlog.testing.capture_logs() as logs:
+            id = await rig.run(worker, ada, taker.url, ENDS)
+            await rig.deliver()
+            rig.pass_by(DAY_S + 60)
+            await rig.deliver()
+        [row] = await rig.log(ada)
+        assert row.state == "failed"
+        assert "t0ps3cret" in str((await deliveries.tries(store, row.id))[-1].error)
+        assert [entry["error"] for entry in logs if entry.get("delivery") == f"msg_{id}"] == ["answered 308"]
+        assert "t0ps3cret" not in str(logs)
 
 
 async def test_two_nodes_deliver_once(store: Database) -> None:

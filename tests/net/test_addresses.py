@@ -51,6 +51,12 @@ def test_an_operator_opens_networks_and_single_addresses() -> None:
         assert not reach.includes(address)
 
 
+@pytest.mark.parametrize("address", ["168.63.129.16", "192.0.0.192", "::ffff:168.63.129.16", "64:ff9b::c000:c0"])
+def test_what_a_cloud_tells_its_machines_is_inside(address: str) -> None:
+    assert not PUBLIC.includes(address)
+    assert Reach.of(["168.63.129.16", "192.0.0.0/24"]).includes(address)
+
+
 @pytest.mark.parametrize("text", ["localhost", "10.0.0.0/33", "", "10.0.0.0-10.0.0.9"])
 def test_what_is_no_network_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address or a network such as"):

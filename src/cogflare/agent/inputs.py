@@ -9,6 +9,7 @@ import re
 import shutil
 import ssl
 import tempfile
+import time
 from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from cogflare.net.guard import Forbidden, GuardedNetwork
 
 _HOPS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_OVERLOADED = (429, 502, 503, 504, 507)
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
 _TIMEOUTS = {"timeout": {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": 30.0}}
 _PREFIX = "cogflare-input-"
 _FILE_PATH = re.compile(r"/(?:f|files)/[0-9a-z]{40}/", re.ASCII)
@@ -44,10 +48,11 @@ class InputError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one input file may cost."""
+    """What one input file may cost, and for how long the server is asked again for one of its own."""
 
     bytes: int = 512 * 1024 * 1024
     total_s: float = 600.0
+    patience_s: float = 120.0
 
 
 @dataclass(slots=True)
@@ -154,7 +159,7 @@ class InputFiles:
         file = fetched.folder / str(len(fetched.urls))
         try:
             async with asyncio.timeout(self._limits.total_s):
-                told = await self._download(url, file)
+                told = await self._patiently(url, file)
         except TimeoutError as error:
             raise InputError(f"{place.path}: cannot fetch {_shown(url)}: it took too long") from error
         except _UNREACHABLE as error:
@@ -163,6 +168,18 @@ class InputFiles:
         served = await self._shelf.put_up(file, _harmless(told or unquote(urlsplit(url).path).rpartition("/")[2]))
         fetched.urls.append(served)
         place.holder[place.key] = served
+
+    async def _patiently(self, url: str, file: Path) -> str:
+        """Download; again where it is the server that cannot be reached: links break, and it may be starting."""
+        end, pause_s = time.monotonic() + self._limits.patience_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._download(url, file)
+            except _BROKEN:
+                if not self._server.is_own(url) or time.monotonic() + pause_s > end:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _download(self, url: str, file: Path) -> str:
         """Save what is behind the URL; return the name that was told of it, if any."""
@@ -176,7 +193,8 @@ class InputFiles:
                     url = _target(url, response)
                     continue
                 if response.status != 200:
-                    raise _Refusal(f"HTTP {response.status}")
+                    refusal = _Busy if response.status in _OVERLOADED else _Refusal
+                    raise refusal(f"HTTP {response.status}")
                 await self._save(response, file)
                 return _told_name(_header(response, b"content-disposition").decode("latin-1"))
         raise _Refusal(f"more than {_HOPS} redirects")
@@ -215,13 +233,12 @@ class _Refusal(Exception):
     """This URL gives no file."""
 
 
-_UNREACHABLE = (
-    _Refusal,
-    Forbidden,
-    httpcore2.NetworkError,
-    httpcore2.ProtocolError,
-    httpcore2.TimeoutException,
-)
+class _Busy(_Refusal):
+    """This URL gives no file now."""
+
+
+_BROKEN = (_Busy, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
+_UNREACHABLE = (_Refusal, Forbidden, *_BROKEN)
 
 
 def _target(url: str, response: httpcore2.Response) -> str:

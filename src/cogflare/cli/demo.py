@@ -215,18 +215,21 @@ def _paint(client: Any, stage: _Stage, output: Path) -> None:
 
 def _write(client: Any, stage: _Stage) -> None:
     """Run the text model, printing each token as it comes."""
-    say(f"a text: predictions.create(model='{OWNER}/{TEXT}', input={_TEXT_INPUT}).output_iterator()")
-    client.poll_interval = _POLL_S
+    say(f"a text: predictions.create(model='{OWNER}/{TEXT}', input={_TEXT_INPUT}).stream()")
     prediction = client.predictions.create(model=f"{OWNER}/{TEXT}", input=_TEXT_INPUT)
     with _watched(stage, TEXT, prediction):
         click.echo(f"    {_TEXT_INPUT['prompt']}", nl=False)
         tokens = 0
         try:
-            for token in prediction.output_iterator():
-                tokens += 1
-                click.echo(visible(token), nl=False)
+            for event in prediction.stream():
+                if event.event.value == "output":
+                    tokens += 1
+                    click.echo(visible(event.data), nl=False)
         finally:
             click.echo()
+        prediction.reload()
+        if not tokens:
+            raise DemoError("its stream brought no tokens")
     say(f"{tokens} tokens in {duration(prediction.metrics['predict_time'])}")
 
 

@@ -41,7 +41,7 @@ def verify(
     jumps. Webhooks go to receivers that hang, refuse and vanish. Then all that the clients and the receivers were told,
     that the models did and that the store has is held against twelve promises.
 
-    Nothing of yours is touched. A run takes about 20 seconds and 15 more for each further 100 predictions. The faults
+    Nothing of yours is touched. A run takes about 40 seconds and 15 more for each further 100 predictions. The faults
     follow from the seed, which is printed; the same seed plays them again. When a promise is broken the exit code
     is 1, and the folder with the history is kept and named.
     """

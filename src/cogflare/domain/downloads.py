@@ -5,7 +5,7 @@ from typing import Final
 from urllib.parse import quote
 
 _SHOWN: Final = re.compile(
-    r"image/(?!svg)[a-z0-9.+-]+|(?:audio|video)/[a-z0-9.+-]+|text/plain|application/(?:json|pdf)", re.ASCII
+    r"(?:image|audio|video)/(?!svg|[^;]*xml)[a-z0-9.+-]+|text/plain|application/(?:json|pdf)", re.ASCII
 )
 
 

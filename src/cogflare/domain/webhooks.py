@@ -20,13 +20,26 @@ _events: Final = msgspec.json.Decoder(list[str])
 
 
 def host_of(url: str) -> str:
-    """Return `host:port` of a URL, in lower case: what shares one receiver's patience."""
+    """Return `host:port` of a URL, in lower case."""
     try:
         parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
     except ValueError:
         return UNKNOWN_HOST
     return f"{parts.hostname}:{port}" if parts.hostname else UNKNOWN_HOST
+
+
+def lane_of(account: str, url: str) -> str:
+    """Return the account and the host that its messages go to: what shares one receiver's patience.
+
+    The account is in it because paths of one host may be receivers of different people.
+    """
+    return f"{account} {host_of(url)}"
+
+
+def account_of(lane: str) -> str:
+    """Return whose messages are in a lane."""
+    return lane.rpartition(" ")[0]
 
 
 def wanted_events(text: str | None) -> frozenset[str]:

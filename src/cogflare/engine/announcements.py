@@ -14,7 +14,7 @@ import msgspec
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.phases import Status
-from cogflare.domain.webhooks import Event, host_of, wanted_events
+from cogflare.domain.webhooks import Event, lane_of, wanted_events
 from cogflare.engine.hosts import Hosts
 from cogflare.engine.live import Live, view_live
 from cogflare.engine.service import Tasks
@@ -122,7 +122,7 @@ class Announcements:
         watch = self._watches.get(live.prediction)
         if watch is None or watch.live is not live:
             events = wanted_events(live.hook.events)
-            self._watches[live.prediction] = _Watch(live, host_of(live.hook.url), events)
+            self._watches[live.prediction] = _Watch(live, lane_of(live.account, live.hook.url), events)
         self._dirty[live.prediction] = None
         self._send_soon()
 
@@ -220,8 +220,9 @@ class Announcements:
             await self._courier.carry_once(delivery, order.body)
         finally:
             self._rest(watch)
-            self._send_soon()
+            # First those who wait for this place with what must arrive.
             self._landed([watch.host])
+            self._send_soon()
 
     def _rest(self, watch: _Watch) -> None:
         watch.is_busy = False
@@ -244,7 +245,7 @@ def untold(
     events = wanted_events(row.webhook_events)
     if row.started_at is None or row.webhook is None or row.data_removed:
         return []
-    host, earlier = host_of(row.webhook), [one for one in told if one.event != "start"]
+    host, earlier = lane_of(row.account, row.webhook), [one for one in told if one.event != "start"]
     going = msgspec.structs.replace(shown, status=Status.PROCESSING, completed_at=None, error=None, metrics=None)
     found: list[tuple[News, PredictionView]] = []
 

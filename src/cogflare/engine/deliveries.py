@@ -7,6 +7,7 @@ under way, the others about it wait.
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -33,6 +34,7 @@ _WARY_LOOKS: Final = 4
 _WARY_S: Final = 5.0
 _HOSTS: Final = 200  # seen by one read
 _READS: Final = 5
+_TURNS: Final = 1_000  # of hosts, whenever a place is free
 _LARGE: Final = 8  # messages whose parts lie apart, in memory at once
 _SECOND_US: Final = 1_000_000
 
@@ -57,7 +59,8 @@ class Deliveries:
         self._render = render
         self._terms = terms
         self._flights = flights
-        self._hinted: set[str] = set()
+        # In the order of their turns: one that had its turn and has more goes to the end.
+        self._hinted: dict[str, None] = {}
         self._is_due = self._is_looking = self._is_stopping = False
         self._after = ""
         self._offset, self._wary_looks, self._wary_at = float("inf"), 0, 0.0
@@ -87,7 +90,7 @@ class Deliveries:
 
     def look_at(self, hosts: Iterable[str]) -> None:
         """See soon whether these hosts have something that is due."""
-        self._hinted.update(hosts)
+        self._hinted.update(dict.fromkeys(hosts))
         if self._hinted and not self._is_looking and not self._is_stopping:
             self._is_looking = True
             self._flights.spawn(self._look())
@@ -130,14 +133,21 @@ class Deliveries:
             self._is_looking = False
 
     def _limits(self) -> dict[str, int]:
-        """Take the places that hosts may have; a host without room is looked at when there is some."""
-        limits = {}
-        for host in list(self._hinted):
+        """Take the places that hosts may have, of some hosts in turn; one without room has another turn.
+
+        One that is down and rests has none: there may be many of them, and the store tells of it again.
+        """
+        limits: dict[str, int] = {}
+        for host in list(islice(self._hinted, _TURNS)):
+            if not self._hosts.is_open:
+                break
+            del self._hinted[host]
             room = self._hosts.room(host)
             if room:
-                self._hinted.discard(host)
                 self._hosts.take(host, room)
                 limits[host] = room
+            elif not self._hosts.is_resting(host):
+                self._hinted[host] = None
         return limits
 
     async def _claim(self, limits: dict[str, int]) -> None:
@@ -148,7 +158,7 @@ class Deliveries:
             counts = Counter(delivery.host for delivery in claimed)
             for host, limit in limits.items():
                 self._hosts.give(host, limit - counts[host])
-        self._hinted.update(host for host, limit in limits.items() if counts[host] == limit)
+        self._hinted.update((host, None) for host, limit in limits.items() if counts[host] == limit)
         busy: set[str] = set()
         for delivery in claimed:
             self._flights.spawn(self._fly(delivery, delivery.prediction in busy))

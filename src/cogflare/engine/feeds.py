@@ -17,6 +17,7 @@ from cogflare.engine.live import Live
 from cogflare.engine.sizes import character_before
 
 BLOCK_BYTES = 256_000  # of outputs or logs that a reader takes at once; more only where one item is larger
+EVENT_BYTES = 40  # what each item costs beside its own bytes
 _WOKEN_A_TURN = 64
 _BLOCKS = 8  # rendered blocks that are kept for other readers at about the same place,
 _KEPT_BYTES = 8 << 20  # and their bytes together
@@ -156,7 +157,7 @@ class Reader:
     def _news(self, start: Place) -> tuple[list[bytes], bytes]:
         feed, size, stop = self.feed, 0, start.items
         while stop < len(feed.items) and size < BLOCK_BYTES:
-            size += len(feed.items[stop])
+            size += len(feed.items[stop]) + EVENT_BYTES
             stop += 1
         items = list(feed.items[start.items : stop])
         if not self._with_logs or stop < len(feed.items) or size >= BLOCK_BYTES:
@@ -272,7 +273,8 @@ class Feeds:
 
 def split(output: bytes | None) -> list[bytes]:
     """Return the items of a whole output: a list's members, one that is no list as it is, and none of null."""
-    if output is None or output == b"null":
+    output = (output or b"null").strip()  # an output that was put by HTTP is stored as it came
+    if output == b"null":
         return []
     return [bytes(item) for item in _items.decode(output)] if output.startswith(b"[") else [output]
 

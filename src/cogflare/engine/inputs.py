@@ -4,6 +4,7 @@ An upload that an input names is kept until its prediction has ended. A large da
 the prediction, and a reference takes its place. The worker gets URLs under the origin that it dialled.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -35,6 +36,7 @@ MAX_FILES: Final = 100
 """Uploads and large data URLs that one input may have."""
 WORKER_URL_S: Final = 3600
 _PIECE: Final = 1 << 20  # characters of base64 that are decoded at once: whole groups of four
+_ESCAPED_PIECE: Final = 64 << 10  # and of text with escapes, which takes much more time and memory
 _KINDS: Final = MimeTypes()
 _json: Final = msgspec.json.Encoder(order="deterministic")
 _GONE: Final = frozenset({"use_file", "bind_input_file"})
@@ -47,6 +49,12 @@ class Taken:
     input: bytes
     uses: dict[str, str] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
+    strange: set[str] = field(default_factory=set)
+
+    @property
+    def files(self) -> int:
+        """How many files were looked for."""
+        return len(self.uses) + len(self.moved) + len(self.strange)
 
     def statements(self, prediction: str, account: str, now: int) -> list[Statement]:
         """Return what belongs into the unit that writes the prediction."""
@@ -107,7 +115,7 @@ class Inputs:
         for place in list(file_places(schema, value)):
             if not self._concerns(place.url):
                 continue
-            if len(taken.uses) + len(taken.moved) >= MAX_FILES:
+            if taken.files >= MAX_FILES or len(problems) >= MAX_FILES:
                 raise InvalidInput([FieldProblem("too_many_files", "input", f"At most {MAX_FILES} files")])
             if self._is_large(place.url):
                 try:
@@ -125,7 +133,10 @@ class Inputs:
     async def _use(self, account: str, url: str, path: str, taken: Taken) -> bool:
         """Note the file of ours that the URL names; False if the account has none of that id."""
         own = own_file(url)
-        if own is None or (own.id not in taken.uses and not await self._has(account, own.id)):
+        if own is None or own.id in taken.strange:
+            return False
+        if own.id not in taken.uses and not await self._has(account, own.id):
+            taken.strange.add(own.id)
             return False
         taken.uses.setdefault(own.id, path)
         return True
@@ -170,7 +181,9 @@ class Inputs:
         if (owner := await catalog.get_account(self._db, account)) is not None:
             for row in await store.of_input(self._db, prediction):
                 urls[row.id] = origin + await self._path(owner, row)
-        _replace(value, lambda url: _for_worker(url, urls, origin))
+        for moved in await self._referred(value, prediction):
+            urls[moved] = f"{origin}/{moved.removeprefix(REFERENCE)}"
+        _replace(value, lambda url: _for_worker(url, urls))
         return msgspec.json.encode(value).decode()
 
     async def _path(self, owner: Account, row: FileRow) -> str:
@@ -184,30 +197,27 @@ class Inputs:
             return stored
         value: Any = msgspec.json.decode(stored)
         sent: dict[str, str] = {}
-        for url, row in (await self._referred(value)).items():
-            if row.prediction == prediction:
-                content = await self._read(row.id)
-                sent[url] = f"data:{row.content_type};base64,{base64.b64encode(content).decode()}"
+        for url, row in (await self._referred(value, prediction)).items():
+            content = await self._read(row.id)
+            sent[url] = f"data:{row.content_type};base64,{base64.b64encode(content).decode()}"
         _replace(value, lambda url: sent.get(url, url))
         return msgspec.json.encode(value).decode()
 
-    async def is_same(self, stored: str, values: dict[str, Any]) -> bool:
+    async def is_same(self, stored: str, values: dict[str, Any], prediction: str) -> bool:
         """Say whether a stored input is what was sent, but for its large data URLs, which have been moved."""
         value: Any = msgspec.json.decode(stored)
-        sums = {url: row.sha256 for url, row in (await self._referred(value)).items()}
+        sums = {url: f"sha256:{row.sha256}" for url, row in (await self._referred(value, prediction)).items()}
         sent: Any = msgspec.json.decode(_json.encode(values))
-        _replace(value, lambda url: f"sha256:{sums[url]}" if url in sums else url)
-        _replace(sent, lambda url: f"sha256:{_digest(url)}" if self._is_large(url) else url)
+        large = {url for both in (value, sent) for url in _strings(both) if self._is_large(url)}
+        sums |= {url: f"sha256:{await _digest(url)}" for url in large}
+        _replace(value, lambda url: sums.get(url, url))
+        _replace(sent, lambda url: sums.get(url, url))
         return _json.encode(value) == _json.encode(sent)
 
-    async def _referred(self, value: object) -> dict[str, FileRow]:
-        """Return the files that references in an input mean."""
-        found = {}
-        for url in {text for text in _strings(value) if text.startswith(REFERENCE)}:
-            row = await files.get(self._db, url.removeprefix(f"{REFERENCE}f/").partition("/")[0])
-            if row is not None:
-                found[url] = row
-        return found
+    async def _referred(self, value: object, prediction: str) -> dict[str, FileRow]:
+        """Return the files of a prediction that references in its input mean; a client may have written some itself."""
+        known = {reference(row.id, row.name): row for row in await store.moved(self._db, prediction)}
+        return {url: known[url] for url in _strings(value) if url in known}
 
     async def _read(self, id: str) -> bytes:
         reader = await self._blobs.open(id)
@@ -245,7 +255,7 @@ def _content(url: str) -> Iterator[bytes]:
     """Decode a data URL, a piece at a time."""
     comma = url.index(",") + 1
     if not url[:comma].lower().endswith(";base64,"):
-        yield unquote_to_bytes(url[comma:])
+        yield from _unescaped(url, comma)
         return
     end = len(url.rstrip("="))
     try:
@@ -256,26 +266,36 @@ def _content(url: str) -> Iterator[bytes]:
         raise _BadDataURL("The data URL is not valid base64") from error
 
 
+def _unescaped(text: str, start: int) -> Iterator[bytes]:
+    while start < len(text):
+        end = start + _ESCAPED_PIECE
+        if end < len(text) and (escape := text.rfind("%", end - 2, end)) > 0:
+            end = escape
+        yield unquote_to_bytes(text[start:end])
+        start = end
+
+
 async def _body(url: str) -> AsyncIterator[bytes]:
     for piece in _content(url):
         yield piece
+        # What takes it may wait for nothing until it has enough; others get their turn between the pieces.
+        await asyncio.sleep(0)
 
 
-def _digest(url: str) -> str:
+async def _digest(url: str) -> str:
     found = hashlib.sha256()
     try:
         for piece in _content(url):
             found.update(piece)
+            await asyncio.sleep(0)
     except _BadDataURL:
         return ""
     return found.hexdigest()
 
 
-def _for_worker(url: str, urls: dict[str, str], origin: str) -> str:
-    if url.startswith(REFERENCE):
-        return f"{origin}/{url.removeprefix(REFERENCE)}"
+def _for_worker(url: str, urls: dict[str, str]) -> str:
     own = own_file(url)
-    return url if own is None else urls.get(own.id, url)
+    return urls.get(url if own is None else own.id, url)
 
 
 def _pairs(value: object) -> Iterable[tuple[Any, Any]]:

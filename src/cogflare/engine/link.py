@@ -441,12 +441,12 @@ class Link:
     def _fits(self, given: Raw) -> bool:
         """Say whether an input is sent, or left for the agent to fetch: at its own pace, with URLs made for it."""
         size = len(memoryview(given))
-        if has_marks(given):
+        if size >= _INPUT_ROOM or has_marks(given):
             return False
         if size <= INLINE_BYTES:
             return True
         self._unsent_inputs += size
-        return size < _INPUT_ROOM and self._unsent_inputs < self._port.room()
+        return self._unsent_inputs < self._port.room()
 
     def cancel(self, key: AttemptKey) -> None:
         """Tell the worker that the attempt is no longer wanted."""

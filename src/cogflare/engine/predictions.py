@@ -14,7 +14,7 @@ from cogflare.domain.clock import Clock
 from cogflare.domain.errors import InvalidInput, NotFound, QueueFull
 from cogflare.domain.ids import is_client_id, is_id, new_id, new_stream_key
 from cogflare.domain.phases import Outcome, Phase, Status
-from cogflare.domain.webhooks import host_of
+from cogflare.domain.webhooks import lane_of
 from cogflare.engine import endings
 from cogflare.engine.batches import each
 from cogflare.engine.catalog import Catalog, Target
@@ -238,7 +238,7 @@ class Predictions:
         text = await self.input(row)
         if text is None or _json.encode(msgspec.json.decode(text)) == _json.encode(values):
             return True
-        return self._inputs is not None and await self._inputs.is_same(text, values)
+        return self._inputs is not None and await self._inputs.is_same(text, values, row.id)
 
     async def input_of(self, prediction: str, attempt: int, worker: str, origin: str) -> str:
         """Return the input of an attempt to the worker that holds it; raises `NotFound`.
@@ -279,7 +279,7 @@ class Predictions:
             landed = store.has_ended(*live.key, result.ending.completed_at)
             hints = [Hint(CHANNEL_ENDED, live.prediction)]
             if live.hook is not None:
-                hints.append(deliveries.hint(host_of(live.hook.url)))
+                hints.append(deliveries.hint(lane_of(live.account, live.hook.url)))
             rows = await self._db.write(*statements, hints=hints, landed=landed)
         except Conflict:
             self.drop(live)
@@ -340,7 +340,7 @@ class Predictions:
             deadline=None if order.cancel_after is None else now + order.cancel_after,
             webhook=order.webhook,
             webhook_events=order.webhook_events,
-            webhook_host=None if order.webhook is None else host_of(order.webhook),
+            webhook_host=None if order.webhook is None else lane_of(caller.account, order.webhook),
             webhook_origin=None if order.webhook is None else order.webhook_origin,
             client_id=client_id,
             run_limit_s=bounds.run_limit_s,

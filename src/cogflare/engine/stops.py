@@ -4,7 +4,7 @@ Whoever ends a prediction here competes with the worker's finish; the unit that 
 """
 
 from cogflare.domain.clock import Clock
-from cogflare.domain.webhooks import host_of
+from cogflare.domain.webhooks import lane_of
 from cogflare.engine import endings
 from cogflare.engine.feeds import Feeds
 from cogflare.engine.live import Live
@@ -38,7 +38,7 @@ class Stops:
         statements = endings.from_stop(row, live, stop, now)
         hints = [Hint(CHANNEL_ENDED, row.id), Hint(CHANNEL_CANCEL, f"{row.id} {row.attempt}")]
         if row.webhook is not None:
-            hints.append(deliveries.hint(host_of(row.webhook)))
+            hints.append(deliveries.hint(lane_of(row.account, row.webhook)))
         try:
             await self._db.write(*statements, hints=hints, landed=store.has_ended(row.id, row.attempt, now))
         except Conflict:

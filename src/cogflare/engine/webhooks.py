@@ -139,14 +139,16 @@ class Courier:
             settled = store.settle(delivery.id, delivery.tries, "delivered", ended_at=now)
         elif outcome.is_final or now >= give_up_at:
             settled = store.settle(delivery.id, delivery.tries, "failed", ended_at=now)
-            self._say_failed(delivery, outcome.error)
+            self._say_failed(delivery, outcome)
         else:
             pause = pause_us(delivery.tries, random.random(), outcome.retry_after_s)  # noqa: S311
             settled = store.settle(delivery.id, delivery.tries, "pending", next_try_at=min(now + pause, give_up_at))
         await self._db.write(settled, store.record(delivery.id, tried))
 
-    def _say_failed(self, delivery: Delivery, error: str) -> None:
+    def _say_failed(self, delivery: Delivery, outcome: _Outcome) -> None:
         if delivery.event == "completed":
+            # Where a redirect leads is the client's business: addresses have secrets in them.
+            error = outcome.error if outcome.status is None else f"answered {outcome.status}"
             log.warning("a webhook was not delivered", delivery=delivery.id, tries=delivery.tries, error=error)
 
 

@@ -12,6 +12,8 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 _LOOPBACK: Final = ipaddress.IPv4Address("127.0.0.1")
+# Of those who run clouds, for the machines in them: they look public, and answer only inside.
+_PLATFORMS: Final = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Network("192.0.0.0/24"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def innermost(address: str | IPAddress) -> IPAddress:
 
 def _is_public(ip: IPAddress) -> bool:
     if isinstance(ip, ipaddress.IPv6Address) and (ip.is_site_local or ip.is_reserved or ip in _LOCAL_NAT64):
+        return False
+    if any(ip in network for network in _PLATFORMS):
         return False
     return ip.is_global and not ip.is_multicast and not ip.is_unspecified
 

@@ -16,7 +16,10 @@ CHANNEL_DELIVERY = "delivery"
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One message; times are microseconds. While it is pending, `next_try_at` is when it may be tried."""
+    """One message; times are microseconds. While it is pending, `next_try_at` is when it may be tried.
+
+    `host` is the receiver's, with the account before it.
+    """
 
     id: str
     account: str

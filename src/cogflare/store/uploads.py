@@ -80,6 +80,11 @@ async def of_input(db: Database, prediction: str) -> list[FileRow]:
     return [FileRow(*row) for row in await db.read("files_of_input", prediction=prediction)]
 
 
+async def moved(db: Database, prediction: str) -> list[FileRow]:
+    """Return the files that data URLs in the input of a prediction became."""
+    return [FileRow(*row) for row in await db.read("files_moved", prediction=prediction)]
+
+
 async def is_used(db: Database, file: str) -> bool:
     """Say whether a prediction that has not ended reads the file."""
     return bool(await db.read("file_is_used", file=file))

@@ -275,7 +275,7 @@ async def run(settings: Settings, token: str) -> int:
         state = stack.enter_context(claim_state(Path(settings.state), address.base, settings.model, clock.wall))
         transfer = Transfer(address, lambda: token, state.worker, cap_s=1.0)
         stack.push_async_callback(transfer.aclose)
-        inputs = InputFiles(address, Shelf())
+        inputs = InputFiles(address, Shelf(), folder=state.path / "inputs")
         stack.push_async_callback(inputs.aclose)
         runner = ModelRunner(settings, transfer, Recorder(Path(settings.history)))
         stack.push_async_callback(runner.close)

@@ -150,7 +150,9 @@ def _ends(cases: Cases) -> Finding:
         elif not case.is_ended:
             finding.blame(case.prediction, [f"it never ended: {case.stored.phase}, {case.stored.status}"])
         else:
+            asked = cases.asked.get(case.tag or "")
             finding.notes["given up after losses"] += is_lost(case.stored)
+            finding.notes["with an input file"] += asked is not None and "source" in (asked.script or ())
             finding.blame(case.prediction, _wrong_end(cases, case.stored))
     return finding
 

@@ -12,8 +12,8 @@ from cogflare.cli.verification.reads import When, wrong_end_told
 
 DEFAULT_EVENTS = ["output", "completed"]
 """What a webhook without a filter hears of."""
-_STRUCK = frozenset({"kill", "stop", "restart", "db_restart", "disk_full"})
-"""Faults behind which a server may send what it had begun to send before them."""
+_STRUCK = frozenset({"kill", "stop"})
+"""Faults of a server behind which something may come that it had begun to send before them."""
 
 
 def wants_end(asked: Asked | None) -> bool:
@@ -79,7 +79,7 @@ def late(case: Case, faults: Iterable[Fault], slack_us: int, when: When) -> tupl
     behind = [told for told in first.values() if told.status not in TERMINAL and told.begun_at > taken]
     if not behind:
         return [], 0
-    struck = [fault for fault in faults if fault.kind in _STRUCK and fault.target.startswith(("server", "database"))]
+    struck = [fault for fault in faults if fault.kind in _STRUCK and fault.target.startswith("server")]
     wrong = [told for told in behind if not _is_excused(told, struck, slack_us)]
     texts = [f"{told.status} was told at {when(told.begun_at)}, after its end at {when(taken)}" for told in wrong]
     return texts, len(behind) - len(wrong)

@@ -26,14 +26,14 @@ WHERE state = 'pending' AND host = :host AND next_try_at > :ahead::bigint
 -- Messages to a host that are due, for one try each: nobody else may before `until`. One of a prediction of which another
 -- is being tried waits.
 UPDATE deliveries SET tries = tries + 1, next_try_at = :until, give_up_at = coalesce(give_up_at, :give_up_at)
-WHERE id IN (
+WHERE id = ANY (ARRAY(
     SELECT d.id FROM deliveries AS d
     WHERE d.state = 'pending' AND d.host = :host AND d.next_try_at <= :now
         AND NOT EXISTS (
             SELECT 1 FROM deliveries AS o
             WHERE o.prediction = d.prediction AND o.id <> d.id AND o.state = 'pending' AND o.next_try_at > :now)
     ORDER BY d.next_try_at LIMIT :limit
-    FOR UPDATE SKIP LOCKED)
+    FOR UPDATE SKIP LOCKED))
 RETURNING id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at;
 
 -- name: extend_delivery

@@ -58,6 +58,12 @@ SELECT f.id, f.account, f.purpose, f.prediction, f.attempt, f.name, f.content_ty
 FROM file_uses AS u JOIN files AS f ON f.id = u.file
 WHERE u.prediction = :prediction AND f.state <> 'expired';
 
+-- name: files_moved
+-- The files that data URLs in the input of a prediction became.
+SELECT id, account, purpose, prediction, attempt, name, content_type, size, sha256, md5, metadata, state, created_at,
+    expires_at
+FROM files WHERE prediction = :prediction AND purpose = 'input' AND state <> 'expired';
+
 -- name: file_is_used
 SELECT 1 FROM file_uses AS u JOIN predictions AS p ON p.id = u.prediction
 WHERE u.file = :file AND p.phase <> 'ended' LIMIT 1;

@@ -1,6 +1,7 @@
 -- Webhooks, secrets of accounts, input files.
 
--- Of a prediction with a webhook: the host that it goes to, and the origin (of the create's request) for the URLs in it.
+-- Of a prediction with a webhook: the host that it goes to, with the account before it, and the origin (of the create's
+-- request) for the URLs in it.
 ALTER TABLE predictions ADD COLUMN webhook_host TEXT;
 ALTER TABLE predictions ADD COLUMN webhook_origin TEXT;
 
