@@ -1,6 +1,6 @@
 """Webhooks over HTTP: the secret, the log of what became of each message, and sending one once more."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -72,9 +72,9 @@ class Site(Hooked):
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def ended(self, url: str, client_id: str | None = None) -> str:
+    async def ended(self, url: str, client_id: str | None = None, events: Sequence[str] = ENDS) -> str:
         """Run a prediction with this webhook, whose end is all that it tells, and return its id."""
-        order = {"version": "ada/noop", "input": {}, "webhook": url, "webhook_events_filter": ENDS}
+        order = {"version": "ada/noop", "input": {}, "webhook": url, "webhook_events_filter": events}
         method, path = ("POST", "/predictions") if client_id is None else ("PUT", f"/predictions/{client_id}")
         created = await self.call(method, path, json=order)
         assert created.status_code in (200, 201), created.text
@@ -154,6 +154,13 @@ async def test_a_message_is_shown_as_it_was_sent(site: Site, taker: Receiver) ->
     assert (tried["try"], tried["status"], tried["error"]) == (1, 202, None)
     assert tried["answer"] == ("ça va" * 1000)[:1000]
     assert 0 <= tried["duration_s"] < 5
+
+
+async def test_what_was_sent_before_the_end_is_not_shown_as_the_end(site: Site, taker: Receiver) -> None:
+    await site.ended(taker.url, events=["start"])
+    [listed] = (await site.get("/webhooks/deliveries"))["results"]
+    shown = await site.get(f"/webhooks/deliveries/{listed['id']}")
+    assert (shown["event"], shown["state"], shown["request"]) == ("start", "delivered", None)
 
 
 async def test_a_redirect_is_an_error_that_says_what_to_do(site: Site, taker: Receiver) -> None:

@@ -23,7 +23,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A message, what came of its tries, and the request; None where the prediction is not there any more."""
+    """A message, what came of its tries, and the request; None where it cannot be told any more."""
 
     delivery: Delivery
     tries: Sequence[Try]
@@ -59,12 +59,12 @@ class DeliveryLog:
         """Return a message with its tries; raises `NotFound`.
 
         Bodies are not kept: the request is what its last try sent, as long as the prediction and the secrets are the
-        same; before the first try it is what that will send.
+        same; before the first try it is what that will send. What was sent before the end cannot be told after it.
         """
         delivery = await self._get(account, id)
         tries = await store.tries(self._db, id)
         row = await predictions.get(self._db, delivery.prediction)
-        if row is None:
+        if row is None or (delivery.event != "completed" and delivery.tries):
             return Shown(delivery, tries, None)
         body = self._render(view(row, await load_parts(self._db, [row])), row.webhook_origin)
         signed_at = tries[-1].at if tries else self._clock.wall()
