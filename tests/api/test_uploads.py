@@ -36,6 +36,12 @@ async def upload(node: Node, content: bytes = CAT, account: str = "ada", **field
     return dict(answer.json())
 
 
+async def test_a_name_is_read_as_it_was_before_it_was_quoted(node: Node) -> None:
+    head = 'name="content"; filename="a%22b%0A 100%25.txt"\r\nContent-Type: text/plain'
+    answer = await node.call("POST", "/v1/files", "ada", **form((head, b"x")))
+    assert answer.json()["name"] == 'a"b 100%25.txt'
+
+
 async def test_what_is_told_of_a_file(node: Node) -> None:
     file = await upload(node)
     assert len(file["id"]) == 40
@@ -94,11 +100,15 @@ async def test_a_file_without_anything(node: Node) -> None:
         ([('name="other"', b"x")], 422, "content is required"),
         ([('name="content"', b"x"), ('name="content"', b"y")], 422, "given twice"),
         ([('name="content"', b"x"), ('name="metadata"', b"[]")], 422, "metadata"),
-        ([('name="content"', b"x"), ('name="metadata"', b"{")], 400, "not valid JSON"),
+        ([('name="content"', b"x"), ('name="metadata"', b"{")], 400, "metadata is not valid JSON"),
         ([('name="content"', b"x"), ('name="metadata"', b"1"), ('name="metadata[a]"', b"1")], 422, "metadata"),
         ([('name="metadata[a]"', b"1"), ('name="metadata[a][b]"', b"1"), ('name="content"', b"x")], 422, "twice"),
         ([('name="content"', b"x"), ('name="filename"', b"x" * 256)], 422, "filename"),
-        ([('name="content"', b"x"), ('name="metadata"', b"x" * 70_000)], 413, "65536 bytes"),
+        (
+            [('name="content"', b"x"), ('name="metadata"', b"x" * 70_000)],
+            413,
+            "All fields but content must be less than 65536 bytes",
+        ),
         ([("filename=x", b"x")], 400, "no name"),
         ([('name="content"; x="' + "y" * 70_000 + '"', b"x")], 400, "header"),
         ([('name="content"' + "\r\nx: y" * 1_000, b"x")], 400, "header"),
@@ -233,6 +243,7 @@ async def test_how_long_a_signature_may_hold(node: Node) -> None:
     path = f"/v1/files/{(await upload(node))['id']}/download-url"
     for seconds in (0, -1, 8 * 86_400):
         assert (await node.call("POST", path, json={"expires_in_s": seconds})).status_code == 422
+    assert (await node.call("POST", path, json={"expires_in": 60})).status_code == 422
     answer = await node.call("POST", path, json={"expires_in_s": 7 * 86_400})
     expiry = int(parse_qs(urlsplit(answer.json()["url"]).query)["expiry"][0])
     assert abs(expiry - node.clock.wall() / 1e6 - 7 * 86_400) < 60

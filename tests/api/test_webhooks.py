@@ -191,9 +191,14 @@ async def test_lists_are_filtered_paged_and_private(
         of_one = (await site.get(f"/webhooks/deliveries?prediction={name}"))["results"]
         assert [delivery["id"] for delivery in of_one] == [f"msg_{named}"]
     assert (await site.get("/webhooks/deliveries?state=failed"))["results"] == []
+    for event, count in (("completed", 1), ("start", 0)):
+        narrowed = await site.get(f"/webhooks/deliveries?event={event}&prediction=order-7")
+        assert len(narrowed["results"]) == count
+        assert bool((await site.get(f"/webhooks/deliveries?event={event}"))["results"]) == bool(count)
     assert (await site.get("/webhooks/deliveries", "bob"))["results"] == []
     for path, status in {
         "/webhooks/deliveries?state=lost": 400,
+        "/webhooks/deliveries?event=end": 400,
         "/webhooks/deliveries?cursor=x": 404,
         "/webhooks/deliveries?prediction=unknown": 404,
         "/webhooks/deliveries/msg_unknown": 404,

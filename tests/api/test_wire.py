@@ -181,10 +181,19 @@ def test_many_brackets_without_depth_are_fine() -> None:
         ("http://h/\r\nx: y", False),
         ("http://[::1", False),
         ("http://evil\\@h", False),
+        ("http://h:0/", False),
     ],
 )
 def test_webhook_urls(url: str, fits: bool) -> None:
     assert requests.is_http_url(url) is fits
+
+
+@pytest.mark.parametrize("host", ["[v1.a]", "a..b", "x" * 64 + ".com", ".".join(["x" * 50] * 6)])
+def test_webhooks_of_hosts_that_cannot_be(host: str) -> None:
+    body = b'{"version":"v","input":{},"webhook":"http://%b/hook"}' % host.encode()
+    with pytest.raises(Problem) as refused:
+        requests.parse_prediction(body, versioned=True)
+    assert b"no host name" in refused.value.body()
 
 
 @settings(deadline=None, max_examples=300)

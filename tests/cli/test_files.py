@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from cli.conftest import Shell
+from cogflare.cli.downloads import DownloadError, save
 
 CONTENT = b"\0\r\n--content" * 40_000
 
@@ -46,11 +47,30 @@ def test_a_file_is_listed_and_shown(shell: Shell, sent: dict[str, str]) -> None:
     assert sent["etag"] in shown
 
 
+def test_a_file_is_named_by_its_url_as_well(shell: Shell, sent: dict[str, str]) -> None:
+    url = shell.ok("files", "upload", "a cat.png").strip()
+    id = url.rpartition("/")[2]
+    assert shell.ok("files", "show", url) == shell.ok("files", "show", id)
+    assert json.loads(shell.ok("files", "download", url, "--json"))["id"] == id
+    assert f"/{id}/download/" in shell.ok("files", "url", url)
+    assert f"deleted {id}" in shell.run("files", "delete", url).stderr
+    assert shell.run("files", "delete", f"{url}/more").exit_code == 2
+
+
 def test_a_file_comes_back(shell: Shell, sent: dict[str, str], tmp_path: Path) -> None:
     saved = shell.ok("files", "download", sent["id"], "-o", "folder").strip()
     assert (tmp_path / saved).read_bytes() == CONTENT
     assert saved == "folder/a_cat.png"
     assert json.loads(shell.ok("files", "download", sent["id"], "--json"))["path"] == "a_cat.png"
+
+
+def test_a_host_that_does_not_answer_is_named_and_a_signature_is_not(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError) as failed:
+        save("http://127.0.0.1:1/v1/files/x/download/a.txt?signature=secret", tmp_path)
+    assert "a.txt was not saved in" in failed.value.message
+    assert "no answer from 127.0.0.1:1" in failed.value.message
+    assert "secret" not in failed.value.message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_url_opens_a_file_without_a_token(shell: Shell, sent: dict[str, str]) -> None:

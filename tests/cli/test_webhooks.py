@@ -147,7 +147,11 @@ def test_what_cannot_be_done_is_said(shell: Shell) -> None:
         refused = shell.run("webhooks", "listen", "--port", str(taken.getsockname()[1]))
     assert refused.exit_code == 1
     assert "choose another --port" in refused.stderr
+    assert "choose another --host" in shell.run("webhooks", "listen", "--host", "256.1.1.1").stderr
     assert shell.ok("webhooks", "list", "--state", "failed") == ""
+    missing = shell.run("webhooks", "list", "--prediction", "nothing")
+    assert missing.exit_code == 2
+    assert "no prediction nothing: `cogflare predictions list`" in missing.stderr
 
 
 def test_a_lost_key_is_said_at_the_start_and_reset_begins_anew(stage: Stage) -> None:

@@ -357,6 +357,34 @@ def test_wrong_methods(scene: Scene, server: Server) -> None:
             assert method not in answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /", b"a" * 60_000),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nX: ", b"a" * 60_000),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\n", b"X: a\r\n" * 10_000),
+        (
+            b"POST /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n",
+            b"X: a\r\n" * 10_000,
+        ),
+    ],
+)
+def test_a_head_that_does_not_end_is_not_kept(scene: Scene, begin: bytes, more: bytes) -> None:
+    sent = 0
+    address = httpx2.URL(scene.server.url)
+    with (
+        socket.create_connection((address.host, address.port or 80), timeout=10) as connection,
+        suppress(OSError),
+    ):
+        connection.sendall(begin)
+        for _ in range(500):
+            connection.sendall(more)
+            sent += len(more)
+    # What the system buffers on the way is counted in.
+    assert sent < 20_000_000
+    assert scene.server.call("GET", "/health", headers={"X": "a" * 50_000}).status_code == 200
+
+
 # --- headers and parameters ------------------------------------------------------------------------------------------
 
 

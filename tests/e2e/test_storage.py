@@ -37,8 +37,10 @@ def refused(folder: Path, **settings: str) -> str:
         ({"storage": "s3://not-our-bucket"}, "there is no bucket 'not-our-bucket'"),
         ({"s3_access_key_id": ""}, "s3_access_key_id and s3_secret_access_key are needed"),
         ({"storage": "bucket"}, "it may be s3://BUCKET"),
+        ({"storage": "s3://My_bucket"}, "has 3 to 63 characters of a-z"),
+        ({"s3_public_url": "nonsense"}, "s3_public_url has to be a URL"),
     ],
-    ids=["credentials", "bucket", "no key", "no bucket"],
+    ids=["credentials", "bucket", "no key", "no bucket", "no bucket's name", "no public URL"],
 )
 def test_a_setup_that_cannot_work_is_refused(
     miniflare: Miniflare, tmp_path: Path, changes: dict[str, str], words: str

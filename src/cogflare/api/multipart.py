@@ -113,7 +113,7 @@ class Multipart:
                 _PART,
                 Part(
                     options[b"name"].decode(errors="replace"),
-                    None if filename is None else filename.decode(errors="replace"),
+                    None if filename is None else _unescaped(filename),
                     None if kind is None else kind.decode("latin-1"),
                 ),
             )
@@ -124,6 +124,13 @@ class Multipart:
 
     def _on_end(self) -> None:
         self._events.append((_END, b""))
+
+
+def _unescaped(filename: bytes) -> str:
+    """Return a file name as it was before a client wrote it between quotes, in the way of the WHATWG."""
+    for escape, meant in ((b"%0A", b"\n"), (b"%0D", b"\r"), (b"%22", b'"')):
+        filename = filename.replace(escape, meant)
+    return filename.decode(errors="replace")
 
 
 def _malformed(why: str) -> Problem:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from cogflare.domain.inputs import FieldProblem
 
 MEDIA_TYPE: Final = "application/problem+json"
+BODY: Final = "The request body"
 _NO_RETRY: Final = {"x-should-retry": "false"}
 
 
@@ -115,9 +116,9 @@ def bad_request(detail: str, title: str = "Bad request") -> Problem:
     return Problem(400, detail, title=title)
 
 
-def malformed_json(reason: str) -> Problem:
-    """400: the body is not JSON text that can be kept; `reason` says what and at which byte."""
-    return Problem(400, f"The request body is not valid JSON: {reason}", title="Malformed JSON")
+def malformed_json(reason: str, what: str = BODY) -> Problem:
+    """400: the body, or a field of it, is not JSON text that can be kept; `reason` says what and at which byte."""
+    return Problem(400, f"{what} is not valid JSON: {reason}", title="Malformed JSON")
 
 
 def unsupported_media_type(given: str, wanted: str) -> Problem:
@@ -128,6 +129,13 @@ def unsupported_media_type(given: str, wanted: str) -> Problem:
 def body_too_large(limit_bytes: int) -> Problem:
     """413: a request body over the limit."""
     return Problem(413, f"Request bodies must be less than {_size(limit_bytes)} in size", title="Payload too large")
+
+
+def fields_too_large(limit_bytes: int) -> Problem:
+    """413: what a form has beside its file is over the limit."""
+    return Problem(
+        413, f"All fields but content must be less than {_size(limit_bytes)} together", title="Payload too large"
+    )
 
 
 def output_too_large(limit_bytes: int) -> Problem:

@@ -6,18 +6,20 @@ does not decode (invalid UTF-8, half a surrogate pair, endless nesting) must nev
 last value, as in every JSON parser behind this one.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Raw
 
-from cogflare.api.problems import Problem, bad_request, invalid_input, malformed_json, version_not_permitted
+from cogflare.api.problems import BODY, Problem, bad_request, invalid_input, malformed_json, version_not_permitted
 from cogflare.domain.ids import is_client_id
 from cogflare.domain.inputs import FieldProblem, type_name
+from cogflare.domain.webhooks import Event
 from cogflare.net.addresses import PUBLIC, Reach, inside, literal
 
 MAX_DEPTH: Final = 128
@@ -26,9 +28,9 @@ MAX_WEBHOOK_CHARS: Final = 2048
 DEFAULT_HOLD_S: Final = 58.0
 """How long a plain `Prefer: wait` holds: under the 60 s after which clients give up and send the request again."""
 MAX_TIME_US: Final = 2**53 - 1
+_MAX_HOST: Final = 253
 _ZERO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-Event = Literal["start", "output", "logs", "completed"]
 _EVENTS: Final[tuple[str, ...]] = get_args(Event)
 
 
@@ -87,26 +89,26 @@ def parse_prediction(body: bytes, *, versioned: bool, reach: Reach = PUBLIC) -> 
     return PredictionBody(text, values, envelope.version, webhook or None, events)
 
 
-def decode_json(body: bytes) -> Any:
-    """Decode any JSON request body; raise `Problem` 400 that says what is wrong and where."""
+def decode_json(body: bytes, what: str = BODY) -> Any:
+    """Decode any JSON request body, or a field of it; raise `Problem` 400 that says what is wrong and where."""
     try:
         value = _anything.decode(body)
     except RecursionError:
-        raise _too_deep() from None
+        raise _too_deep(what) from None
     except UnicodeDecodeError as error:
-        raise malformed_json(f"it is not UTF-8 ({error.reason})") from None
+        raise malformed_json(f"it is not UTF-8 ({error.reason})", what) from None
     except ValueError as error:
         reason = str(error)
         if not body:
             reason = "it is empty"
         elif reason == "Input data was truncated":
             reason = r"it ends too early, or a \u escape in it is half of a surrogate pair"
-        raise malformed_json(reason) from None
-    _refuse_depth(body, value)
+        raise malformed_json(reason, what) from None
+    _refuse_depth(body, value, what)
     return value
 
 
-def _refuse_depth(text: bytes, value: object) -> None:
+def _refuse_depth(text: bytes, value: object, what: str = BODY) -> None:
     """Refuse nesting over `MAX_DEPTH`; a text with few brackets, which is nearly every one, is not walked."""
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return
@@ -114,7 +116,7 @@ def _refuse_depth(text: bytes, value: object) -> None:
     for _ in range(MAX_DEPTH + 1):
         level = [inner for outer in level for inner in _members(outer)]
     if level:
-        raise _too_deep()
+        raise _too_deep(what)
 
 
 def _members(value: object) -> Iterable[object]:
@@ -123,8 +125,8 @@ def _members(value: object) -> Iterable[object]:
     return value if isinstance(value, list) else ()
 
 
-def _too_deep() -> Problem:
-    return malformed_json(f"it is nested more than {MAX_DEPTH} levels deep")
+def _too_deep(what: str) -> Problem:
+    return malformed_json(f"it is nested more than {MAX_DEPTH} levels deep", what)
 
 
 def _refusal(body: bytes, versioned: bool, reach: Reach) -> Problem:
@@ -191,8 +193,20 @@ def _target_problem(url: str, reach: Reach) -> str | None:
         return "Does not match format 'uri': a user name in it is not supported, put a secret into the query"
     if "%" in host:
         return "Does not match format 'uri': the host has a % in it"
+    if not _can_be_host(host, is_bracketed="[" in parts.netloc):
+        return "Does not match format 'uri': the host is no host name"
     address = literal(host)
     return None if address is None or reach.includes(address) else inside(host)
+
+
+def _can_be_host(host: str, is_bracketed: bool) -> bool:
+    """Say whether a name could be looked up at all, or is an IP address."""
+    try:
+        if is_bracketed:
+            return bool(ipaddress.IPv6Address(host))
+        return len(host.encode("idna")) <= _MAX_HOST
+    except (ValueError, UnicodeError):
+        return False
 
 
 def _filter_problems(events: Sequence[object]) -> list[FieldProblem]:
@@ -213,7 +227,7 @@ def is_http_url(text: str) -> bool:
         return False
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

@@ -90,7 +90,10 @@ def parse_id(text: str) -> tuple[Place, bool]:
     """Read the id of an event: its position, and whether it was the last one; raise `Problem` 400 for other text."""
     found = _ID.fullmatch(text)
     if found is None:
-        raise bad_request("Last-Event-ID is not the id of an event of this stream", title="Invalid event id")
+        raise bad_request(
+            "Last-Event-ID is not the id of an event of this stream: leave it out to begin anew",
+            title="Invalid event id",
+        )
     return Place(int(found[1]), int(found[2]), int(found[3])), found[4] is not None
 
 

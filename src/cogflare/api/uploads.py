@@ -46,7 +46,7 @@ class WireFile(msgspec.Struct, frozen=True):
     urls: dict[str, str]
 
 
-class LinkOrder(msgspec.Struct, frozen=True):
+class LinkOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked of a signed URL: for how long it holds."""
 
     expires_in_s: int = 3600
@@ -124,16 +124,16 @@ class Form:
         async for piece in self._multipart.body():
             value += piece
             if len(value) > self._left:
-                raise problems.body_too_large(_FIELDS_BYTES)
+                raise problems.fields_too_large(_FIELDS_BYTES)
         self._left -= len(value)
         if self._left < 0:
-            raise problems.body_too_large(_FIELDS_BYTES)
+            raise problems.fields_too_large(_FIELDS_BYTES)
         return bytes(value)
 
 
 def _object(value: bytes) -> dict[str, Any]:
     """Read metadata in JSON."""
-    found = decode_json(value) if value.strip() else {}
+    found = decode_json(value, "metadata") if value.strip() else {}
     if not isinstance(found, dict):
         raise problems.invalid_input([FieldProblem("invalid_type", "metadata", "Invalid type. Expected: object")])
     return found

@@ -1,7 +1,7 @@
 """Webhooks over HTTP: the secret that signs them (Replicate's endpoint, and its rotation), and what became of each."""
 
 import re
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from cogflare.api.context import Api, caller_of, json_response, links_of
 from cogflare.api.problems import bad_request, not_found
 from cogflare.api.wire import Cursor, format_time
 from cogflare.domain.signatures import format_secret
+from cogflare.domain.webhooks import Event
 from cogflare.engine import deliverylog
 from cogflare.engine.deliverylog import DeliveryLog
 from cogflare.engine.secrets import WEBHOOKS, Secrets
@@ -20,6 +21,7 @@ from cogflare.store.deliveries import Delivery, Query, Try
 
 PAGE: Final = 100
 _STATES: Final = ("pending", "delivered", "failed")
+_EVENTS: Final = get_args(Event)
 _ID: Final = re.compile(r"msg_[0-9a-z_]{1,200}", re.ASCII)
 _PRIVATE: Final = {"cache-control": "no-store"}
 
@@ -50,14 +52,16 @@ class Handlers:
         return json_response(_encode(document), headers=_PRIVATE)
 
     async def list(self, request: Request) -> Response:
-        """GET /webhooks/deliveries: newest first; `state` and `prediction` filter."""
+        """GET /webhooks/deliveries: newest first; `state`, `event` and `prediction` filter."""
         params = request.query_params
         cursor = wire.parse_cursor(params.get("cursor"))
-        state, prediction = params.get("state"), params.get("prediction")
+        state, event, prediction = params.get("state"), params.get("event"), params.get("prediction")
         if state is not None and state not in _STATES:
             raise bad_request(f"state must be one of: {', '.join(_STATES)}")
+        if event is not None and event not in _EVENTS:
+            raise bad_request(f"event must be one of: {', '.join(_EVENTS)}")
         before = Query("").before if cursor is None else cursor.last_id
-        query = Query(caller_of(request).account, before, state, prediction, PAGE + 1)
+        query = Query(caller_of(request).account, before, state, prediction, PAGE + 1, event)
         found = await self._log.page(query)
         following = None
         if len(found) > PAGE:

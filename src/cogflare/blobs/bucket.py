@@ -87,12 +87,24 @@ def find_bucket(storage: str, options: S3Options) -> Bucket:
     name, _, prefix = place.partition("/")
     prefix = prefix.strip("/")
     if scheme != "s3" or not _NAME.fullmatch(name) or not re.fullmatch(r"[A-Za-z0-9!_.*'()/-]*", prefix):
-        raise ValueError(f"the setting storage is {storage!r}: it may be s3://BUCKET or s3://BUCKET/PREFIX, or empty")
+        raise ValueError(
+            f"the setting storage is {storage!r}: it may be s3://BUCKET or s3://BUCKET/PREFIX, or empty; "
+            "the name of a bucket has 3 to 63 characters of a-z, 0-9, . and -"
+        )
+    if options.public_url and not _is_origin(options.public_url):
+        raise ValueError("the setting s3_public_url has to be a URL like https://files.example.com")
     if not (options.access_key_id and options.secret_access_key):
         raise ValueError("the setting storage names a bucket: s3_access_key_id and s3_secret_access_key are needed too")
     region = options.region or ("auto" if options.endpoint else "us-east-1")
     signing = Signing(options.access_key_id, options.secret_access_key, region)
     return Bucket(name, _address(name, options.endpoint, region), f"{prefix}/" if prefix else "", signing)
+
+
+def _is_origin(url: str) -> bool:
+    """Say whether a URL is one that paths can be added to."""
+    parts = urlsplit(url)
+    is_plain = not (parts.query or parts.fragment or "@" in url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and is_plain
 
 
 def _address(name: str, endpoint: str | None, region: str) -> str:
@@ -101,7 +113,7 @@ def _address(name: str, endpoint: str | None, region: str) -> str:
         host = f"s3.{region}.amazonaws.com"
         return f"https://{host}/{name}" if "." in name else f"https://{name}.{host}"
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in endpoint:
+    if not _is_origin(endpoint):
         raise ValueError("the setting s3_endpoint has to be a URL like https://ACCOUNT.r2.cloudflarestorage.com")
     # R2 shows its endpoint with the bucket at the end.
     path = parts.path.rstrip("/").removesuffix(f"/{name}")

@@ -52,9 +52,17 @@ def save(url: str, folder: Path) -> Path:
         if target is not None:
             target.unlink(missing_ok=True)
         if isinstance(error, OSError | httpx2.HTTPError | httpx2.InvalidURL):
-            raise DownloadError(f"the output {url} was not saved in {folder}: {error}") from error
+            # What follows the path may be a signature.
+            raise DownloadError(f"{url.partition('?')[0]} was not saved in {folder}: {_reason(error)}") from error
         raise
     return target
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong; a redirect may have led to another host than the one of the URL."""
+    if isinstance(error, httpx2.TransportError):
+        return f"no answer from {error.request.url.netloc.decode()} ({str(error) or type(error).__name__})"
+    return str(error)
 
 
 def _content(url: str) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """`cogflare files`: what is kept at the server for inputs."""
 
 import mimetypes
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +14,12 @@ from cogflare.cli.output import age, as_json, note, print_fields, print_json, pr
 from cogflare.cli.tokens import Duration
 
 _UNKNOWN: Final = "application/octet-stream"
+_ADDRESS: Final = re.compile(r"https?://.+/files/([0-9a-z]{40})\Z")
 
 
 @click.group()
 def files() -> None:
-    """Upload files for inputs, list, fetch and delete them."""
+    """Upload files for inputs, list, fetch and delete them; where an ID is asked for, the URL of a file does too."""
 
 
 def send(client: Client, path: Path, kind: str | None = None, metadata: dict[str, str] | None = None) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def list_files(client: Client, limit: int, as_json: bool) -> None:
 @with_client
 def show(client: Client, file_id: str, as_json: bool) -> None:
     """Show what the server knows of a file."""
-    file = client.get(f"/v1/files/{quoted(file_id)}")
+    file = client.get(_path(file_id))
     if as_json:
         print_json(file)
         return
@@ -111,7 +113,7 @@ def download(client: Client, file_id: str, folder: Path, as_json: bool) -> None:
     url = _signed(client, file_id, 3600)["url"]
     # The server may know itself under another name than the one that was dialled.
     path = save(client.server + url[url.index("/v1/files/") :], folder)
-    print_json({"id": file_id, "path": str(path)}) if as_json else click.echo(path)
+    print_json({"id": _id(file_id), "path": str(path)}) if as_json else click.echo(path)
 
 
 @files.command()
@@ -120,8 +122,8 @@ def download(client: Client, file_id: str, folder: Path, as_json: bool) -> None:
 @with_client
 def delete(client: Client, file_ids: tuple[str, ...], as_json: bool) -> None:
     """Delete files at once; predictions that are to read them still do."""
-    for id in file_ids:
-        client.delete(f"/v1/files/{quoted(id)}")
+    for id in map(_id, file_ids):
+        client.delete(_path(id))
         print_json({"id": id, "deleted": True}) if as_json else note(f"deleted {id}")
 
 
@@ -144,5 +146,15 @@ def url(client: Client, file_id: str, expires_in: int, as_json: bool) -> None:
 
 
 def _signed(client: Client, file_id: str, expires_in_s: int) -> dict[str, Any]:
-    signed: dict[str, Any] = client.post(f"/v1/files/{quoted(file_id)}/download-url", {"expires_in_s": expires_in_s})
+    signed: dict[str, Any] = client.post(f"{_path(file_id)}/download-url", {"expires_in_s": expires_in_s})
     return signed
+
+
+def _path(file_id: str) -> str:
+    return f"/v1/files/{quoted(_id(file_id))}"
+
+
+def _id(given: str) -> str:
+    """Return the id of a file: it may be named by its URL, which is what an upload prints."""
+    found = _ADDRESS.match(given)
+    return found[1] if found else given

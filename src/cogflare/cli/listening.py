@@ -114,7 +114,8 @@ class Listener(ThreadingHTTPServer):
             answer = self._http.post(url, headers=passed, content=body)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             why = str(error) or type(error).__name__
-            return 502, f"{self._forward} does not answer: {why}".encode(), why
+            problem = f"{self._forward} does not answer: {why}"
+            return 502, problem.encode(), problem
         return answer.status_code, answer.content, None
 
     def server_close(self) -> None:

@@ -1,10 +1,11 @@
 """`cogflare webhooks`: what became of each message, sending one once more, the secret, a receiver to try it with."""
 
 import asyncio
+import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
 import click
@@ -13,6 +14,7 @@ import msgspec
 from cogflare.cli.client import Client, NotFound, quoted, with_client
 from cogflare.cli.listening import Keys, Listener, Received
 from cogflare.cli.output import age, as_json, cell, duration, note, print_fields, print_json, print_table, time_of
+from cogflare.domain.webhooks import Event
 from cogflare.settings import SettingsError, load
 from cogflare.store.base import StoreError
 from cogflare.store.open import open_database
@@ -31,13 +33,16 @@ def webhooks() -> None:
 
 @webhooks.command("list")
 @click.option("--state", type=click.Choice(["pending", "delivered", "failed"]), help="Only those in this state.")
+@click.option("--event", type=click.Choice(get_args(Event)), help="Only those of this event.")
 @click.option("--prediction", metavar="ID", help="Only those about this prediction.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
 @as_json
 @with_client
-def list_deliveries(client: Client, state: str | None, prediction: str | None, limit: int, as_json: bool) -> None:
-    """List the messages to webhooks, newest first."""
-    found = client.pages(_DELIVERIES, limit, state=state, prediction=prediction)
+def list_deliveries(
+    client: Client, state: str | None, event: str | None, prediction: str | None, limit: int, as_json: bool
+) -> None:
+    """List the messages to webhooks, those about the newest predictions first."""
+    found = _deliveries(client, limit, prediction, state=state, event=event)
     if as_json:
         for delivery in found:
             print_json(delivery)
@@ -118,8 +123,9 @@ def listen(client: Client, host: str, port: int, forward: str | None, as_json: b
     try:
         listener = Listener(host, port, keys, _tell_json if as_json else _tell, forward)
     except OSError as error:
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise click.ClickException(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another {other}"
         ) from error
     with listener:
         _introduce(listener.url, client.server)
@@ -155,6 +161,14 @@ async def _forget(url: str) -> int:
         return await forget_secrets(db)
     finally:
         await db.aclose()
+
+
+def _deliveries(client: Client, limit: int, prediction: str | None, **filters: str | None) -> Iterator[dict[str, Any]]:
+    try:
+        yield from client.pages(_DELIVERIES, limit, prediction=prediction, **filters)
+    except NotFound as error:
+        what = f"the server has no prediction {prediction}: `cogflare predictions list` shows what it has"
+        raise NotFound(what, 404) from error
 
 
 def _message(client: Client, method: str, message_id: str) -> Any:

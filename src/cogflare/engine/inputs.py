@@ -116,7 +116,7 @@ class Inputs:
             if not self._concerns(place.url):
                 continue
             if taken.files >= MAX_FILES or len(problems) >= MAX_FILES:
-                raise InvalidInput([FieldProblem("too_many_files", "input", f"At most {MAX_FILES} files")])
+                raise InvalidInput([FieldProblem("too_many_files", "input", f"At most {MAX_FILES} different files")])
             if self._is_large(place.url):
                 try:
                     place.holder[place.key] = await self._move(account, place.url, taken)
@@ -242,7 +242,7 @@ def _is_marked(id: str, text: bytes) -> bool:
 
 
 def _unknown(path: str) -> FieldProblem:
-    return FieldProblem("file_not_found", path, "There is no such file; it may have expired")
+    return FieldProblem("file_not_found", path, "There is no such file; it may have expired: upload it again")
 
 
 def _kind(url: str) -> str:

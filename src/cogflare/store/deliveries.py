@@ -94,13 +94,14 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Query(msgspec.Struct, frozen=True):
-    """Which messages of an account to list, newest first: those before an id, of a state, of a prediction."""
+    """Which messages of an account to list, newest first: those before an id, of a state, prediction or event."""
 
     account: str
     before: str = "~"
     state: str | None = None
     prediction: str | None = None
     limit: int = 100
+    event: str | None = None
 
 
 def _text(value: object) -> str:
@@ -193,13 +194,13 @@ async def told(db: Database, prediction: str) -> list[Told]:
 async def page(db: Database, query: Query) -> list[Delivery]:
     """Return messages of an account, newest first."""
     fields: dict[str, Value] = {"account": query.account, "before": query.before, "limit": query.limit}
+    fields |= {"state": query.state, "event": query.event}
     if query.prediction is not None:
-        fields["prediction"] = query.prediction
-        rows: list[Row] = await db.read("list_deliveries_of", **fields, state=query.state)
+        rows: list[Row] = await db.read("list_deliveries_of", **fields, prediction=query.prediction)
     elif query.state in ("pending", "failed"):
-        rows = await db.read("list_undelivered", **fields, state=query.state)
+        rows = await db.read("list_undelivered", **fields)
     else:
-        rows = await db.read("list_deliveries", **fields, state=query.state)
+        rows = await db.read("list_deliveries", **fields)
     return [Delivery(*row) for row in rows]
 
 

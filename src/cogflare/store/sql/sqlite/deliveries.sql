@@ -91,18 +91,21 @@ FROM deliveries WHERE id = :id AND account = :account;
 SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
 FROM deliveries
 WHERE account = :account AND id < :before AND (:state IS NULL OR state = :state)
+    AND (:event IS NULL OR event = :event)
 ORDER BY id DESC LIMIT :limit;
 
 -- name: list_undelivered
 SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
 FROM deliveries
 WHERE account = :account AND id < :before AND state <> 'delivered' AND state = :state
+    AND (:event IS NULL OR event = :event)
 ORDER BY id DESC LIMIT :limit;
 
 -- name: list_deliveries_of
 SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at
 FROM deliveries
 WHERE prediction = :prediction AND account = :account AND id < :before AND (:state IS NULL OR state = :state)
+    AND (:event IS NULL OR event = :event)
 ORDER BY id DESC LIMIT :limit;
 
 -- name: list_tries
