@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest, shared_stage: Stage, cog_cache: Path)
             worker.connected()
         yield server
         for worker in workers:
-            worker.kill9()
+            worker.end()
     finally:
         if bucket is not None:
             bucket.close()

@@ -27,7 +27,7 @@ def server(request: pytest.FixtureRequest, shared_stage: Stage, cog_cache: Path)
         server = shared_stage.server(public_url="https://api.example.net", max_inline_bytes="1000", **settings)
         worker = shared_stage.cog(server, "me/files", MODELS / "files", cog_cache).connected()
         yield server
-        worker.kill9()
+        worker.end()
     finally:
         if bucket is not None:
             bucket.close()

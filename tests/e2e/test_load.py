@@ -140,7 +140,7 @@ async def test_every_prediction_ends_once_and_leaves_nothing(
         check(course)
         course.note(server.get(course.id))
     ends = Counter(course.statuses[-1] for course in courses)
-    assert min(ends[status] for status in ("succeeded", "failed", "canceled")) >= 20, ends
+    assert min(ends[status] for status in ("succeeded", "failed", "canceled")) >= 5, ends
     runs = stage.runs()
     crashed = {course.id for course in courses if "crash" in course.script}
     too_often = {prediction: times for prediction, times in runs.items() if times > 1 + (prediction in crashed)}

@@ -122,6 +122,11 @@ class Worker(Process):
         until(look, f"worker {self.name} that is connected")
         return self
 
+    def end(self) -> None:
+        """Let it leave in order, with its model."""
+        self.signal(signal.SIGTERM)
+        self.join()
+
     @property
     def state(self) -> str:
         """What operators see: online, away or offline."""

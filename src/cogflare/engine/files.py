@@ -22,7 +22,6 @@ from cogflare.blobs.base import (
     BlobStore,
     BlobTooLarge,
     Label,
-    Stored,
     UploadTarget,
 )
 from cogflare.domain.clock import Clock
@@ -85,7 +84,7 @@ class Files:
         self._blobs = blobs
         self._clock = clock
         self._intakes = Intakes()
-        self._sealing: dict[str, asyncio.Task[Stored]] = {}
+        self._sealing: dict[str, asyncio.Task[None]] = {}
         self.max_file_bytes = max_file_bytes
 
     # --- workers ---------------------------------------------------------------------------------------------------
@@ -161,9 +160,11 @@ class Files:
         row = await self._require_pending(sender, id)
         self._limit(proof.size)
         if id in self._sealing or await self._blobs.appended(id):
-            stored = await self._seal(row, proof)
-            await self._complete(id, stored.size, stored.sha256, stored.md5)
-        elif row.md5 is None:
+            await self._seal(row, proof)
+            return
+        # Another who asked may have made the file of it since the row was read.
+        row = await self._require_pending(sender, id)
+        if row.md5 is None:
             await self._require_stored(id, proof)
             await self._complete(id, proof.size, proof.sha256, None)
         elif (row.size, row.sha256) != (proof.size, proof.sha256):
@@ -216,15 +217,15 @@ class Files:
         if found != proof.size:
             raise NotUploaded
 
-    async def _seal(self, row: FileRow, proof: Proof) -> Stored:
+    async def _seal(self, row: FileRow, proof: Proof) -> None:
         """Make a blob of what was appended. Sealing takes long for large files; who asks again waits for the same."""
         sealing = self._sealing.get(row.id)
         if sealing is None:
             sealing = self._sealing[row.id] = asyncio.create_task(self._sealed(row, proof))
             sealing.add_done_callback(lambda _: self._sealing.pop(row.id, None))
-        return await asyncio.shield(sealing)
+        await asyncio.shield(sealing)
 
-    async def _sealed(self, row: FileRow, proof: Proof) -> Stored:
+    async def _sealed(self, row: FileRow, proof: Proof) -> None:
         size = await self._blobs.appended(row.id)
         if size < proof.size:
             raise BlobOffset(size)
@@ -232,7 +233,7 @@ class Files:
         if (stored.size, stored.sha256) != (proof.size, proof.sha256):
             await self._blobs.delete(row.id)
             raise BlobOffset(0)
-        return stored
+        await self._complete(row.id, stored.size, stored.sha256, stored.md5)
 
     async def _complete(self, id: str, size: int, sha256: str, md5: str | None) -> None:
         if await store.complete(self._db, id, size, sha256, md5):

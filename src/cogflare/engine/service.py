@@ -86,11 +86,12 @@ class Checkpoints:
         """Note that an attempt has begun."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_later(START_S, self._commit_starts)
+            self._spawn(self._commit_starts())
 
-    def _commit_starts(self) -> None:
+    async def _commit_starts(self) -> None:
+        await asyncio.sleep(START_S)
         self._is_due = False
-        self._spawn(self._commit([live for live in self._predictions.lives.values() if not live.committed_start]))
+        await self._commit([live for live in self._predictions.lives.values() if not live.committed_start])
 
     async def tick(self) -> float:
         """Commit what is new, or as much of it as a unit may hold; returns the seconds until the next look."""
