@@ -18,7 +18,7 @@ from cogflare.engine import hosts
 from cogflare.engine.requeues import requeue
 from cogflare.engine.sweeps import DELIVERIES_US, Sweeps
 from cogflare.engine.views import PredictionView
-from cogflare.net.outgoing import Answered
+from cogflare.net.base import Answered
 from cogflare.store import deliveries, predictions, retention
 from cogflare.store.base import Conflict, Database, Statement
 from engine.hooked import ORIGIN, Hooked, dead_url, hooked, receiver

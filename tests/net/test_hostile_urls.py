@@ -22,7 +22,8 @@ from starlette.routing import Route
 from cogflare.api.problems import Problem
 from cogflare.api.requests import parse_prediction
 from cogflare.net.addresses import PUBLIC, Reach
-from cogflare.net.outgoing import Outgoing, OutgoingError
+from cogflare.net.base import OutgoingError
+from cogflare.net.outgoing import Outgoing
 from cogflare.net.resolver import Resolver
 from support.web import serving
 

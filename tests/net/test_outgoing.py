@@ -16,7 +16,8 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cogflare.net.addresses import Reach
-from cogflare.net.outgoing import Outgoing, OutgoingError
+from cogflare.net.base import OutgoingError
+from cogflare.net.outgoing import Outgoing
 from cogflare.net.resolver import Resolver
 from support.certificates import make_certificate
 from support.web import serving

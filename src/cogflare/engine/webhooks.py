@@ -16,7 +16,7 @@ from cogflare.domain.clock import Clock
 from cogflare.domain.webhooks import LONGEST_PAUSE_US, pause_us
 from cogflare.engine.hosts import Hosts
 from cogflare.engine.views import PredictionView
-from cogflare.net.outgoing import Answered, OutgoingError
+from cogflare.net.base import Answered, OutgoingError
 from cogflare.store import deliveries as store
 from cogflare.store.base import Database
 from cogflare.store.deliveries import Delivery, Try

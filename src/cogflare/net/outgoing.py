@@ -13,10 +13,10 @@ from typing import Final
 
 import httpcore2
 import httpx2
-import msgspec
 
 from cogflare import __version__
 from cogflare.net.addresses import PUBLIC, Reach, inside
+from cogflare.net.base import Answered, OutgoingError
 from cogflare.net.guard import Forbidden, GuardedNetwork
 from cogflare.net.resolver import Resolve
 
@@ -26,19 +26,6 @@ _IDLE_S: Final = 15.0
 _CONNECT_SHARE: Final = 0.4  # for the connection, and once more for TLS
 _MARGIN_S: Final = 0.02
 _ALWAYS: Final = {"User-Agent": f"cogflare/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
-
-
-class OutgoingError(Exception):
-    """There was no answer; the text says why, for people."""
-
-
-class Answered(msgspec.Struct, frozen=True):
-    """An answer of whatever status: the first 64 KB of its body, and what its headers say about where and when."""
-
-    status: int
-    body: bytes
-    location: str | None = None
-    retry_after_s: float | None = None
 
 
 class Outgoing:
