@@ -35,14 +35,14 @@ def test_what_libraries_say_comes_in_our_format_and_once(capsys: pytest.CaptureF
     try:
         configure("json")
         for _ in range(3):
-            logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+            logging.getLogger("a.library").warning("Invalid HTTP request received.")
     finally:
         logging.root.handlers[:], logging.root.level = before
         structlog.reset_defaults()
     (line,) = capsys.readouterr().err.splitlines()
     said = json.loads(line)
     assert (said["event"], said["error"], said["level"]) == (
-        "uvicorn.error",
+        "a.library",
         "Invalid HTTP request received.",
         "warning",
     )
