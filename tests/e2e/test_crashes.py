@@ -179,7 +179,7 @@ def start_pair(stage: Stage, server: Server, slots: int) -> dict[int, Worker]:
 def test_what_a_killed_worker_held_runs_elsewhere(stage: Stage) -> None:
     server = stage.server(close_grace_s="0.5")
     pair = start_pair(stage, server, slots=10)
-    predictions = [server.create(seconds=1.5, log=30, output=number) for number in range(10)]
+    predictions = [server.create(seconds=4, log=30, output=number) for number in range(10)]
     for prediction in predictions:
         server.processing(prediction)
     doomed = pair.pop(stage.pids(predictions[0])[0])
@@ -216,7 +216,7 @@ def test_a_worker_that_is_started_again_delivers_what_its_predecessor_finished(s
     """The finish is on the worker's disk: the server is away when the run ends, and the worker is killed then."""
     server = stage.server()
     worker = stage.scripted(server, name="same").connected()
-    prediction = server.create(seconds=1, log=3, output="kept")
+    prediction = server.create(seconds=3, log=3, output="kept")
     server.processing(prediction)
     server.kill9()
     until(lambda: [*stage.folder.rglob("finishes-*.json")], "finish on disk")
@@ -232,7 +232,7 @@ def test_a_worker_that_is_started_again_delivers_what_its_predecessor_finished(s
 def test_a_worker_that_stalls_for_less_than_the_lease_keeps_its_predictions(stage: Stage) -> None:
     server = stage.server(lease_s="15")
     pair = start_pair(stage, server, slots=3)
-    predictions = [server.create(seconds=2, log=5, output=number) for number in range(3)]
+    predictions = [server.create(seconds=4, log=5, output=number) for number in range(3)]
     for prediction in predictions:
         server.processing(prediction)
     before = [stage.pids(prediction) for prediction in predictions]
@@ -254,7 +254,7 @@ def test_a_worker_that_stalls_for_longer_than_the_lease_is_given_up(stage: Stage
     """Its late result changes nothing, and it serves again once it has learned of that."""
     server = stage.server(lease_s="2")
     pair = start_pair(stage, server, slots=1)
-    prediction = server.create(seconds=1, output="right")
+    prediction = server.create(hang=1, output="right")
     server.processing(prediction)
     [first] = stage.pids(prediction)
     pair[first].signal(signal.SIGSTOP)
@@ -297,7 +297,7 @@ def test_a_model_that_dies_is_tried_again_until_it_is_struck_out(stage: Stage) -
 def test_ctrl_c_drains_a_worker(stage: Stage) -> None:
     server = stage.server()
     leaving = stage.scripted(server, slots=2).connected()
-    running = [server.create(seconds=1, output=number) for number in range(2)]
+    running = [server.create(seconds=4, output=number) for number in range(2)]
     for prediction in running:
         server.processing(prediction)
     waiting = server.create(output="later")
@@ -317,7 +317,7 @@ def test_ctrl_c_twice_hands_everything_over_at_once(stage: Stage) -> None:
     server = stage.server()
     leaving = stage.scripted(server, slots=2, name="leaving").connected()
     heir = stage.scripted(server, slots=2, name="heir")
-    predictions = [server.create(seconds=1, output=number) for number in range(2)]
+    predictions = [server.create(hang=1, output=number) for number in range(2)]
     until(lambda: len(stage.runs()) == 2, "start of all predictions")
     heir.connected()
     leaving.signal(signal.SIGINT)
@@ -325,7 +325,7 @@ def test_ctrl_c_twice_hands_everything_over_at_once(stage: Stage) -> None:
     leaving.signal(signal.SIGINT)
     assert leaving.join() == 130
     for number, prediction in enumerate(predictions):
-        assert server.ended(prediction, 10)["output"] == number
+        assert server.ended(prediction)["output"] == number
         lost = server.attempts(prediction)[0]
         assert (lost["outcome"], lost["reason"]) == ("lost", f"worker {leaving.id} left (stopped)")
         assert stage.pids(prediction) == [leaving.pid, heir.pid]

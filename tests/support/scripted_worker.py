@@ -5,8 +5,8 @@ python -m support.scripted_worker '{"server": …, "token": …, "model": …, "
 `kind` is what the model's output is: "single", "iterator" (of any values) or "text" (an iterator of text to be joined).
 The input may have `seconds` (how long it takes), `items` (how many it yields), `log` (how many lines it logs), `output`
 (what it answers), `fail` (the error it ends with), `file` (the text of a file that it answers), `crash` (how many
-attempts lose their model) and `stubborn` (how many seconds it goes on after a cancel). `log_bytes` and `output_bytes`
-are floods; with `objects` the items of the output are objects.
+attempts lose their model), `hang` (how many attempts go on until they are stopped) and `stubborn` (how many seconds it
+goes on after a cancel). `log_bytes` and `output_bytes` are floods; with `objects` the items of the output are objects.
 
 Every model run appends a line to the diary when it begins, and one when it ends, so that a test can count the runs.
 """
@@ -51,6 +51,7 @@ _INPUTS: dict[str, dict[str, Any]] = {
     "fail": {"type": "string", "minLength": 1},
     "file": {"type": "string"},
     "crash": {"type": "integer", "minimum": 0, "default": 0},
+    "hang": {"type": "integer", "minimum": 0, "default": 0},
     "stubborn": {"type": "number", "minimum": 0, "default": 0},
 }
 VERSIONS = actor.VERSIONS
@@ -117,6 +118,8 @@ class ScriptedRunner:
             yield Started(self._clock.wall())
             if job.attempt <= script.get("crash", 0):
                 raise RunLost("the model's process died")
+            if job.attempt <= script.get("hang", 0):
+                await canceled.wait()
             async for event in self._show(script, canceled):
                 yield event
             if canceled.is_set():
