@@ -71,6 +71,8 @@ lock: $(STAMP) ## resolve requirements/*.txt and what pins the clients of the te
 	@for client in tests/clients/replicate-python-*; do \
 		$(COMPILE) $$client/requirements.in -o $$client/requirements.txt >/dev/null || exit 1; \
 	done
+	@$(COMPILE) tests/clients/runpod/requirements.in --excludes tests/clients/runpod/excludes.txt \
+		-o tests/clients/runpod/requirements.txt >/dev/null
 	@if command -v npm >/dev/null; then for folder in tests/clients/replicate-js tests/support/miniflare; do \
 		(cd $$folder && npm install --silent --package-lock-only --omit-lockfile-registry-resolved) || exit 1; \
 	done; fi

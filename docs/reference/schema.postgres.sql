@@ -70,6 +70,17 @@ CREATE TABLE public.attempts (
     CONSTRAINT attempts_outcome_check CHECK ((outcome = ANY (ARRAY['succeeded'::text, 'failed'::text, 'canceled'::text, 'lost'::text])))
 );
 
+CREATE TABLE public.budgets (
+    account text NOT NULL COLLATE pg_catalog."C",
+    scope text NOT NULL COLLATE pg_catalog."C",
+    ref text NOT NULL COLLATE pg_catalog."C",
+    period text NOT NULL COLLATE pg_catalog."C",
+    amount bigint NOT NULL,
+    changed_at bigint NOT NULL,
+    CONSTRAINT budgets_period_check CHECK ((period = ANY (ARRAY['day'::text, 'month'::text]))),
+    CONSTRAINT budgets_scope_check CHECK ((scope = ANY (ARRAY['account'::text, 'token'::text, 'model'::text, 'provider'::text])))
+);
+
 CREATE TABLE public.chunks (
     prediction text NOT NULL COLLATE pg_catalog."C",
     attempt bigint NOT NULL,
@@ -77,6 +88,19 @@ CREATE TABLE public.chunks (
     "position" bigint NOT NULL,
     data text NOT NULL,
     CONSTRAINT chunks_kind_check CHECK ((kind = ANY (ARRAY['output'::text, 'log'::text, 'result'::text])))
+);
+
+CREATE TABLE public.costs (
+    account text NOT NULL COLLATE pg_catalog."C",
+    day text NOT NULL COLLATE pg_catalog."C",
+    token text NOT NULL COLLATE pg_catalog."C",
+    model text NOT NULL COLLATE pg_catalog."C",
+    provider_name text NOT NULL COLLATE pg_catalog."C",
+    runs bigint NOT NULL,
+    unknown bigint NOT NULL,
+    in_doubt bigint NOT NULL,
+    run_us bigint NOT NULL,
+    cost bigint NOT NULL
 );
 
 CREATE TABLE public.deliveries (
@@ -106,6 +130,41 @@ CREATE TABLE public.delivery_tries (
     status bigint,
     error text,
     answer text
+);
+
+CREATE TABLE public.errand_reservations (
+    prediction text NOT NULL COLLATE pg_catalog."C",
+    attempt bigint NOT NULL,
+    scope text NOT NULL COLLATE pg_catalog."C",
+    ref text NOT NULL COLLATE pg_catalog."C",
+    since text NOT NULL COLLATE pg_catalog."C",
+    amount bigint NOT NULL
+);
+
+CREATE TABLE public.errands (
+    prediction text NOT NULL COLLATE pg_catalog."C",
+    attempt bigint NOT NULL,
+    account text NOT NULL COLLATE pg_catalog."C",
+    token text NOT NULL COLLATE pg_catalog."C",
+    model text NOT NULL COLLATE pg_catalog."C",
+    provider text NOT NULL COLLATE pg_catalog."C",
+    provider_name text NOT NULL COLLATE pg_catalog."C",
+    node text NOT NULL COLLATE pg_catalog."C",
+    epoch bigint NOT NULL,
+    state text NOT NULL COLLATE pg_catalog."C",
+    mark text NOT NULL COLLATE pg_catalog."C",
+    terms text NOT NULL,
+    decision text NOT NULL,
+    remote_id text COLLATE pg_catalog."C",
+    is_refused bigint DEFAULT 0 NOT NULL,
+    is_in_doubt bigint DEFAULT 0 NOT NULL,
+    created_at bigint NOT NULL,
+    submitted_at bigint,
+    ended_at bigint,
+    run_us bigint,
+    reserved bigint NOT NULL,
+    cost bigint,
+    CONSTRAINT errands_state_check CHECK ((state = ANY (ARRAY['intent'::text, 'submitted'::text, 'over'::text])))
 );
 
 CREATE TABLE public.file_uses (
@@ -170,6 +229,11 @@ CREATE TABLE public.models (
     max_queued bigint
 );
 
+CREATE TABLE public.nodes (
+    node text NOT NULL COLLATE pg_catalog."C",
+    beats bigint NOT NULL
+);
+
 CREATE TABLE public.predictions (
     id text NOT NULL COLLATE pg_catalog."C",
     account text NOT NULL COLLATE pg_catalog."C",
@@ -207,7 +271,26 @@ CREATE TABLE public.predictions (
     requeued_as text COLLATE pg_catalog."C",
     webhook_host text,
     webhook_origin text,
+    routed bigint DEFAULT 0 NOT NULL,
+    route text,
+    hops bigint DEFAULT 0 NOT NULL,
     CONSTRAINT predictions_phase_check CHECK ((phase = ANY (ARRAY['queued'::text, 'parked'::text, 'assigned'::text, 'running'::text, 'ended'::text])))
+);
+
+CREATE TABLE public.providers (
+    id text NOT NULL COLLATE pg_catalog."C",
+    account text NOT NULL COLLATE pg_catalog."C",
+    name text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL COLLATE pg_catalog."C",
+    base_url text NOT NULL,
+    sealed text NOT NULL,
+    hint text NOT NULL,
+    settings text NOT NULL,
+    paused_until bigint,
+    pause_reason text,
+    created_at bigint NOT NULL,
+    changed_at bigint NOT NULL,
+    CONSTRAINT providers_kind_check CHECK ((kind = ANY (ARRAY['replicate'::text, 'cogflare'::text, 'runpod'::text])))
 );
 
 CREATE TABLE public.queue_entries (
@@ -219,6 +302,23 @@ CREATE TABLE public.queue_entries (
     not_before bigint,
     avoid_worker text COLLATE pg_catalog."C",
     avoid_until bigint
+);
+
+CREATE TABLE public.routes (
+    account text NOT NULL COLLATE pg_catalog."C",
+    model text NOT NULL COLLATE pg_catalog."C",
+    policy text NOT NULL,
+    routed bigint NOT NULL,
+    changed_at bigint NOT NULL
+);
+
+CREATE TABLE public.run_times (
+    catalog text NOT NULL COLLATE pg_catalog."C",
+    model text NOT NULL COLLATE pg_catalog."C",
+    version text NOT NULL COLLATE pg_catalog."C",
+    gpu text NOT NULL COLLATE pg_catalog."C",
+    samples text NOT NULL,
+    changed_at bigint NOT NULL
 );
 
 CREATE TABLE public.schema_version (
@@ -235,6 +335,14 @@ CREATE TABLE public.secrets (
     CONSTRAINT secrets_purpose_check CHECK ((purpose = ANY (ARRAY['webhooks'::text, 'files'::text])))
 );
 
+CREATE TABLE public.spending (
+    account text NOT NULL COLLATE pg_catalog."C",
+    scope text NOT NULL COLLATE pg_catalog."C",
+    ref text NOT NULL COLLATE pg_catalog."C",
+    since text NOT NULL COLLATE pg_catalog."C",
+    amount bigint NOT NULL
+);
+
 CREATE TABLE public.tokens (
     id text NOT NULL COLLATE pg_catalog."C",
     account text NOT NULL COLLATE pg_catalog."C",
@@ -246,6 +354,14 @@ CREATE TABLE public.tokens (
     expires_at bigint,
     revoked_at bigint,
     CONSTRAINT tokens_kind_check CHECK ((kind = ANY (ARRAY['admin'::text, 'api'::text, 'worker'::text])))
+);
+
+CREATE TABLE public.usage (
+    account text NOT NULL COLLATE pg_catalog."C",
+    model text NOT NULL COLLATE pg_catalog."C",
+    day text NOT NULL COLLATE pg_catalog."C",
+    runs bigint NOT NULL,
+    run_us bigint NOT NULL
 );
 
 CREATE TABLE public.vault (
@@ -284,6 +400,7 @@ CREATE TABLE public.workers (
     quarantine text,
     quarantined_at bigint,
     lost_at bigint,
+    setup_since bigint,
     CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['online'::text, 'away'::text, 'offline'::text])))
 );
 
@@ -296,14 +413,26 @@ ALTER TABLE ONLY public.accounts
 ALTER TABLE ONLY public.attempts
     ADD CONSTRAINT attempts_pkey PRIMARY KEY (prediction, attempt);
 
+ALTER TABLE ONLY public.budgets
+    ADD CONSTRAINT budgets_pkey PRIMARY KEY (account, scope, ref, period);
+
 ALTER TABLE ONLY public.chunks
     ADD CONSTRAINT chunks_pkey PRIMARY KEY (prediction, attempt, kind, "position");
+
+ALTER TABLE ONLY public.costs
+    ADD CONSTRAINT costs_pkey PRIMARY KEY (account, day, token, model, provider_name);
 
 ALTER TABLE ONLY public.deliveries
     ADD CONSTRAINT deliveries_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.delivery_tries
     ADD CONSTRAINT delivery_tries_pkey PRIMARY KEY (delivery, try);
+
+ALTER TABLE ONLY public.errand_reservations
+    ADD CONSTRAINT errand_reservations_pkey PRIMARY KEY (prediction, attempt, scope, ref, since);
+
+ALTER TABLE ONLY public.errands
+    ADD CONSTRAINT errands_pkey PRIMARY KEY (prediction, attempt);
 
 ALTER TABLE ONLY public.file_uses
     ADD CONSTRAINT file_uses_pkey PRIMARY KEY (file, prediction);
@@ -323,11 +452,23 @@ ALTER TABLE ONLY public.inputs
 ALTER TABLE ONLY public.models
     ADD CONSTRAINT models_pkey PRIMARY KEY (account, owner, name);
 
+ALTER TABLE ONLY public.nodes
+    ADD CONSTRAINT nodes_pkey PRIMARY KEY (node);
+
 ALTER TABLE ONLY public.predictions
     ADD CONSTRAINT predictions_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.providers
+    ADD CONSTRAINT providers_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.queue_entries
     ADD CONSTRAINT queue_entries_pkey PRIMARY KEY (prediction, queue);
+
+ALTER TABLE ONLY public.routes
+    ADD CONSTRAINT routes_pkey PRIMARY KEY (account, model);
+
+ALTER TABLE ONLY public.run_times
+    ADD CONSTRAINT run_times_pkey PRIMARY KEY (catalog, model, version, gpu);
 
 ALTER TABLE ONLY public.schema_version
     ADD CONSTRAINT schema_version_pkey PRIMARY KEY (version);
@@ -335,11 +476,17 @@ ALTER TABLE ONLY public.schema_version
 ALTER TABLE ONLY public.secrets
     ADD CONSTRAINT secrets_pkey PRIMARY KEY (account, purpose, id);
 
+ALTER TABLE ONLY public.spending
+    ADD CONSTRAINT spending_pkey PRIMARY KEY (account, scope, ref, since);
+
 ALTER TABLE ONLY public.tokens
     ADD CONSTRAINT tokens_hash_key UNIQUE (hash);
 
 ALTER TABLE ONLY public.tokens
     ADD CONSTRAINT tokens_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.usage
+    ADD CONSTRAINT usage_pkey PRIMARY KEY (account, day, model);
 
 ALTER TABLE ONLY public.vault
     ADD CONSTRAINT vault_pkey PRIMARY KEY (id);
@@ -352,6 +499,8 @@ ALTER TABLE ONLY public.workers
 
 CREATE INDEX attempts_open ON public.attempts USING btree (holder, claim) WHERE ((ended_at IS NULL) OR (slot_freed_at IS NULL));
 
+CREATE INDEX costs_by_age ON public.costs USING btree (day);
+
 CREATE INDEX deliveries_by_account ON public.deliveries USING btree (account, id);
 
 CREATE INDEX deliveries_by_prediction ON public.deliveries USING btree (prediction);
@@ -361,6 +510,12 @@ CREATE INDEX deliveries_due ON public.deliveries USING btree (host, next_try_at)
 CREATE INDEX deliveries_ended ON public.deliveries USING btree (ended_at) WHERE (state <> 'pending'::text);
 
 CREATE INDEX deliveries_undelivered ON public.deliveries USING btree (account, id) WHERE (state <> 'delivered'::text);
+
+CREATE UNIQUE INDEX errands_by_mark ON public.errands USING btree (mark);
+
+CREATE INDEX errands_by_model ON public.errands USING btree (account, provider, model, created_at);
+
+CREATE INDEX errands_open ON public.errands USING btree (account, provider) WHERE (state <> 'over'::text);
 
 CREATE INDEX file_uses_by_prediction ON public.file_uses USING btree (prediction);
 
@@ -396,15 +551,25 @@ CREATE INDEX predictions_by_start ON public.predictions USING btree (start_by) W
 
 CREATE INDEX predictions_by_status ON public.predictions USING btree (account, status, id);
 
+CREATE INDEX predictions_routed ON public.predictions USING btree (account, model, id) WHERE ((routed = 1) AND (phase = 'queued'::text));
+
 CREATE INDEX predictions_struck_out ON public.predictions USING btree (account, id) WHERE (struck_out = 1);
 
 CREATE INDEX predictions_with_data ON public.predictions USING btree (completed_at) WHERE ((phase = 'ended'::text) AND (data_removed < 2));
+
+CREATE UNIQUE INDEX providers_by_name ON public.providers USING btree (account, name);
 
 CREATE INDEX queue_entries_parked ON public.queue_entries USING btree (not_before) WHERE (not_before IS NOT NULL);
 
 CREATE INDEX queue_entries_ready ON public.queue_entries USING btree (queue, flow, priority, rank, prediction) WHERE (not_before IS NULL);
 
+CREATE INDEX run_times_by_age ON public.run_times USING btree (changed_at);
+
+CREATE INDEX spending_by_age ON public.spending USING btree (since);
+
 CREATE INDEX tokens_by_account ON public.tokens USING btree (account, id);
+
+CREATE INDEX usage_by_age ON public.usage USING btree (day);
 
 CREATE INDEX versions_by_model ON public.versions USING btree (account, owner, name, created_at);
 
@@ -424,6 +589,9 @@ CREATE TRIGGER queue_entries_removed AFTER DELETE ON public.queue_entries FOR EA
 
 ALTER TABLE ONLY public.models
     ADD CONSTRAINT models_account_fkey FOREIGN KEY (account) REFERENCES public.accounts(id);
+
+ALTER TABLE ONLY public.providers
+    ADD CONSTRAINT providers_account_fkey FOREIGN KEY (account) REFERENCES public.accounts(id);
 
 ALTER TABLE ONLY public.tokens
     ADD CONSTRAINT tokens_account_fkey FOREIGN KEY (account) REFERENCES public.accounts(id);

@@ -32,6 +32,16 @@ CREATE TABLE attempts (
 
 CREATE INDEX attempts_open ON attempts (holder, claim) WHERE ended_at IS NULL OR slot_freed_at IS NULL;
 
+CREATE TABLE budgets (
+    account TEXT NOT NULL,
+    scope TEXT NOT NULL CHECK (scope IN ('account', 'token', 'model', 'provider')),
+    ref TEXT NOT NULL,
+    period TEXT NOT NULL CHECK (period IN ('day', 'month')),
+    amount INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL,
+    PRIMARY KEY (account, scope, ref, period)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE chunks (
     prediction TEXT NOT NULL,
     attempt INTEGER NOT NULL,
@@ -40,6 +50,22 @@ CREATE TABLE chunks (
     data TEXT NOT NULL,
     PRIMARY KEY (prediction, attempt, kind, position)
 ) STRICT;
+
+CREATE TABLE costs (
+    account TEXT NOT NULL,
+    day TEXT NOT NULL,
+    token TEXT NOT NULL,
+    model TEXT NOT NULL,
+    provider_name TEXT NOT NULL,
+    runs INTEGER NOT NULL,
+    unknown INTEGER NOT NULL,
+    in_doubt INTEGER NOT NULL,
+    run_us INTEGER NOT NULL,
+    cost INTEGER NOT NULL,
+    PRIMARY KEY (account, day, token, model, provider_name)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX costs_by_age ON costs (day);
 
 CREATE TABLE deliveries (
     id TEXT PRIMARY KEY,
@@ -78,6 +104,48 @@ CREATE TABLE delivery_tries (
     answer TEXT,
     PRIMARY KEY (delivery, try)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE errand_reservations (
+    prediction TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    ref TEXT NOT NULL,
+    since TEXT NOT NULL,
+    amount INTEGER NOT NULL,
+    PRIMARY KEY (prediction, attempt, scope, ref, since)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE errands (
+    prediction TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    account TEXT NOT NULL,
+    token TEXT NOT NULL,
+    model TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    provider_name TEXT NOT NULL,
+    node TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('intent', 'submitted', 'over')),
+    mark TEXT NOT NULL,
+    terms TEXT NOT NULL,
+    decision TEXT NOT NULL,
+    remote_id TEXT,
+    is_refused INTEGER NOT NULL DEFAULT 0,
+    is_in_doubt INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    submitted_at INTEGER,
+    ended_at INTEGER,
+    run_us INTEGER,
+    reserved INTEGER NOT NULL,
+    cost INTEGER,
+    PRIMARY KEY (prediction, attempt)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX errands_open ON errands (account, provider) WHERE state <> 'over';
+
+CREATE INDEX errands_by_model ON errands (account, provider, model, created_at);
+
+CREATE UNIQUE INDEX errands_by_mark ON errands (mark);
 
 CREATE TABLE file_uses (
     file TEXT NOT NULL,
@@ -163,6 +231,11 @@ CREATE TABLE models (
     PRIMARY KEY (account, owner, name)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE nodes (
+    node TEXT PRIMARY KEY,
+    beats INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE predictions (
     id TEXT PRIMARY KEY,
     account TEXT NOT NULL,
@@ -193,7 +266,7 @@ CREATE TABLE predictions (
     webhook_events TEXT,
     stream_key TEXT NOT NULL,
     data_removed INTEGER NOT NULL DEFAULT 0
-, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT, webhook_host TEXT, webhook_origin TEXT) STRICT;
+, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT, webhook_host TEXT, webhook_origin TEXT, routed INTEGER NOT NULL DEFAULT 0, route TEXT, hops INTEGER NOT NULL DEFAULT 0) STRICT;
 
 CREATE INDEX predictions_by_account ON predictions (account, id);
 
@@ -212,6 +285,25 @@ CREATE INDEX predictions_struck_out ON predictions (account, id) WHERE struck_ou
 
 CREATE INDEX predictions_with_data ON predictions (completed_at) WHERE phase = 'ended' AND data_removed < 2;
 
+CREATE INDEX predictions_routed ON predictions (account, model, id) WHERE routed = 1 AND phase = 'queued';
+
+CREATE TABLE providers (
+    id TEXT PRIMARY KEY,
+    account TEXT NOT NULL REFERENCES accounts (id),
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('replicate', 'cogflare', 'runpod')),
+    base_url TEXT NOT NULL,
+    sealed TEXT NOT NULL,
+    hint TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    paused_until INTEGER,
+    pause_reason TEXT,
+    created_at INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX providers_by_name ON providers (account, name);
+
 CREATE TABLE queue_entries (
     prediction TEXT NOT NULL,
     queue TEXT NOT NULL,
@@ -228,6 +320,27 @@ CREATE INDEX queue_entries_ready ON queue_entries (queue, flow, priority, rank, 
 
 CREATE INDEX queue_entries_parked ON queue_entries (not_before) WHERE not_before IS NOT NULL;
 
+CREATE TABLE routes (
+    account TEXT NOT NULL,
+    model TEXT NOT NULL,
+    policy TEXT NOT NULL,
+    routed INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL,
+    PRIMARY KEY (account, model)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE run_times (
+    catalog TEXT NOT NULL,
+    model TEXT NOT NULL,
+    version TEXT NOT NULL,
+    gpu TEXT NOT NULL,
+    samples TEXT NOT NULL,
+    changed_at INTEGER NOT NULL,
+    PRIMARY KEY (catalog, model, version, gpu)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX run_times_by_age ON run_times (changed_at);
+
 CREATE TABLE schema_version (version INTEGER NOT NULL PRIMARY KEY);
 
 CREATE TABLE secrets (
@@ -239,6 +352,17 @@ CREATE TABLE secrets (
     expires_at INTEGER,
     PRIMARY KEY (account, purpose, id)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE spending (
+    account TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    ref TEXT NOT NULL,
+    since TEXT NOT NULL,
+    amount INTEGER NOT NULL,
+    PRIMARY KEY (account, scope, ref, since)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX spending_by_age ON spending (since);
 
 CREATE TABLE tokens (
     id TEXT PRIMARY KEY,
@@ -253,6 +377,17 @@ CREATE TABLE tokens (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX tokens_by_account ON tokens (account, id);
+
+CREATE TABLE usage (
+    account TEXT NOT NULL,
+    model TEXT NOT NULL,
+    day TEXT NOT NULL,
+    runs INTEGER NOT NULL,
+    run_us INTEGER NOT NULL,
+    PRIMARY KEY (account, day, model)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX usage_by_age ON usage (day);
 
 CREATE TABLE vault (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -287,7 +422,7 @@ CREATE TABLE workers (
     agent TEXT NOT NULL,
     connected_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
-, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER, lost_at INTEGER) STRICT, WITHOUT ROWID;
+, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER, lost_at INTEGER, setup_since INTEGER) STRICT, WITHOUT ROWID;
 
 CREATE INDEX workers_by_account ON workers (account, id);
 

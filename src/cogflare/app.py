@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,9 @@ import structlog
 from starlette.routing import Route
 
 from cogflare import __version__
-from cogflare.api import admin, catalog, files, predictions, sse, uploads, webhooks, work
+from cogflare.api import admin, catalog, explain, files, money, predictions, sse, uploads, webhooks, work
+from cogflare.api import providers as provider_api
+from cogflare.api import routes as route_api
 from cogflare.api.context import Api
 from cogflare.api.gateway import Gateway
 from cogflare.api.origin import TrustedProxies, check_public_url
@@ -24,23 +27,37 @@ from cogflare.engine.accounts import Accounts
 from cogflare.engine.adoption import Ground, LinkTimes
 from cogflare.engine.announcements import Announcements
 from cogflare.engine.backoff import Backoff, Releases
+from cogflare.engine.budgets import Budgets
 from cogflare.engine.catalog import Bounds, Catalog
+from cogflare.engine.costs import Ledger
 from cogflare.engine.deliveries import Deliveries
 from cogflare.engine.deliverylog import DeliveryLog
+from cogflare.engine.discovery import Discovery
 from cogflare.engine.dispatcher import Dispatcher
 from cogflare.engine.downloads import Downloads
+from cogflare.engine.errands import Errands
+from cogflare.engine.explain import Explanations
+from cogflare.engine.figures import FleetFigures
 from cogflare.engine.files import Files
+from cogflare.engine.forecasts import Forecasts
 from cogflare.engine.health import Health
 from cogflare.engine.hosts import Hosts
+from cogflare.engine.imports import Imports
 from cogflare.engine.inputs import Inputs
+from cogflare.engine.learning import Learning
 from cogflare.engine.leases import Leases
 from cogflare.engine.limits import Limits
 from cogflare.engine.links import Fleet
 from cogflare.engine.losses import Losses
+from cogflare.engine.means import Means
 from cogflare.engine.predictions import Predictions
+from cogflare.engine.providers import Providers
 from cogflare.engine.pruning import Terms
+from cogflare.engine.receipts import Receipts
 from cogflare.engine.repeats import Repeats
 from cogflare.engine.retention import Retention
+from cogflare.engine.router import Router
+from cogflare.engine.routes import Routes
 from cogflare.engine.secrets import Secrets, Signer
 from cogflare.engine.service import Checkpoints, Engine, Tasks, Tick
 from cogflare.engine.sizes import Sizes
@@ -53,9 +70,12 @@ from cogflare.engine.waiters import Waiters
 from cogflare.engine.webhooks import Courier, Render
 from cogflare.engine.webhooks import Terms as WebhookTerms
 from cogflare.net.addresses import Reach
+from cogflare.net.client import Client
 from cogflare.net.outgoing import Outgoing
+from cogflare.providers.open import Executors
 from cogflare.settings import Settings, SettingsError
 from cogflare.store.base import Database
+from cogflare.store.errands import ErrandRow
 from cogflare.store.open import open_database
 from cogflare.vault import Vault, VaultError
 
@@ -90,6 +110,7 @@ class Runtime:
     secrets: Secrets
     outgoing: Outgoing
     blobs: BlobStore
+    elsewhere: "Elsewhere"
 
     async def start(self) -> None:
         """Bring the schema up to date, repair what the last run left, and start the periodic roles."""
@@ -104,6 +125,7 @@ class Runtime:
     async def stop(self) -> None:
         """Stop the engine within the configured limit, and close the store. Twice is harmless."""
         await self.engine.stop(self.settings.stop_s)
+        await self.elsewhere.aclose()
         await self.outgoing.aclose()
         await self.blobs.aclose()
         await self.db.aclose()
@@ -195,9 +217,77 @@ def _inputs(db: Database, blobs: BlobStore, clock: Clock, secrets: Secrets, sett
     return Inputs(db, blobs, clock, kept, Downloads(db, clock, kept, secrets), settings.max_inline_bytes)
 
 
-def _routes(api: Api, settings: Settings, streams: Streams, inputs: Inputs) -> list[Route]:
+@dataclass(frozen=True)
+class Elsewhere:
+    """What decides whether predictions run somewhere else, and what that may cost."""
+
+    db: Database
+    clock: Clock
+    client: Client
+    providers: Providers
+    routes: Routes
+    budgets: Budgets
+    figures: FleetFigures
+    router: Router
+    learning: Learning
+
+    def web(self, api: Api, errands: Errands) -> list[Route]:
+        """Return the routes of the API for it."""
+        receipts = Receipts(self.db, self.clock, api.predictions)
+        return [
+            *provider_api.routes(api, self.providers),
+            *route_api.routes(api, self.routes),
+            *money.routes(api, self.budgets, Ledger(self.db, self.routes, self.providers)),
+            *explain.routes(receipts, errands),
+        ]
+
+    def explanations(self, api: Api) -> Explanations:
+        """Return what says why predictions wait."""
+        forecasts = Forecasts(self.db, self.clock, self.figures)
+        return Explanations(self.db, self.clock, api.predictions, self.figures, forecasts, self.router)
+
+    async def aclose(self) -> None:
+        """Close the connections to providers."""
+        await self.providers.aclose()
+        await self.client.aclose()
+
+
+def _elsewhere(
+    settings: Settings, db: Database, clock: Clock, vault: Vault, reach: Reach, models: Catalog,
+    dispatcher: Dispatcher, tasks: Tasks, start: Callable[[ErrandRow], None],
+) -> Elsewhere:  # fmt: skip
+    """Return what routes predictions; `start` drives what was sent to a provider."""
+    client = Client(reach)
+    providers = Providers(db, clock, vault, Executors(client, clock).open)
+    policies, budgets, figures = Routes(db, clock, providers), Budgets(db, clock), FleetFigures(db, clock)
+    discovery = Discovery(clock, models, policies, providers)
+    node, spawn = settings.node_name(), tasks.spawn
+    router = Router(db, clock, node, policies, providers, figures, budgets, discovery, dispatcher, spawn, start)
+    return Elsewhere(db, clock, client, providers, policies, budgets, figures, router, Learning(db, clock))
+
+
+def _errands(
+    settings: Settings, elsewhere: Elsewhere, ground: Ground, files: Files, inputs: Inputs, blobs: BlobStore
+) -> Errands:
+    """Return what drives the runs at providers."""
+    means = Means(
+        ground.db, ground.clock, ground.node, elsewhere.providers, elsewhere.routes, ground.predictions, ground.losses,
+        Imports(files, inputs, blobs, settings.max_inline_bytes), ground.spawn, ground.started, ground.sizes,
+        _callback(settings.public_url), elsewhere.router.has_other,
+    )  # fmt: skip
+    return Errands(means, ground.dispatcher, settings.lease_s)
+
+
+def _callback(public_url: str | None) -> Callable[[str], str | None]:
+    """Return where a provider reaches us, by the mark of a run: at a public address with TLS, or not at all."""
+    if public_url is None or not public_url.startswith("https://"):
+        return lambda mark: None
+    return lambda mark: f"{public_url.rstrip('/')}/v1/hooks/{mark}"
+
+
+def _routes(api: Api, settings: Settings, streams: Streams, inputs: Inputs, explanations: Explanations) -> list[Route]:
     return [
-        *predictions.routes(api),
+        *predictions.routes(api, explanations),
         *sse.routes(api, streams),
         *files.routes(api),
         *uploads.routes(api, inputs.uploads, inputs.downloads),
@@ -230,6 +320,19 @@ def _outbox(
     return deliveries, Announcements(*same, jobs.lives, deliveries.look_at), log
 
 
+def _recovery(
+    settings: Settings, db: Database, clock: Clock, stops: Stops, tasks: Tasks
+) -> tuple[Health, Backoff, Losses]:
+    """Return what takes lost attempts back, and what sets aside the workers that lose them."""
+    health = Health(db, clock, tasks.spawn, settings.quarantine_after, settings.quarantine_s)
+    backoff = Backoff(settings.retry_first_s, settings.retry_cap_s)
+    return health, backoff, Losses(db, clock, stops, health, settings.max_strikes, backoff)
+
+
+def _sizes(settings: Settings) -> Sizes:
+    return Sizes(settings.max_log_bytes, settings.max_output_bytes, settings.max_result_bytes)
+
+
 def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     """Put a node together; nothing is connected yet. Raises `SettingsError` for what cannot be used."""
     clock = clock or SystemClock()
@@ -242,32 +345,31 @@ def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     accounts, models = Accounts(db, clock), Catalog(db, clock, _bounds(settings))
     dispatcher = Dispatcher(db, clock, tasks.spawn)
     stops = Stops(db, clock)
-    health = Health(db, clock, tasks.spawn, settings.quarantine_after, settings.quarantine_s)
-    backoff = Backoff(settings.retry_first_s, settings.retry_cap_s)
-    losses = Losses(db, clock, stops, health, settings.max_strikes, backoff)
+    health, backoff, losses = _recovery(settings, db, clock, stops, tasks)
     inputs = _inputs(db, blobs, clock, secrets, settings)
-    jobs = Predictions(db, clock, models, dispatcher, waiters, stops, losses, settings.max_queued, inputs)
+    elsewhere = _elsewhere(settings, db, clock, vault, reach, models, dispatcher, tasks, lambda row: errands.start(row))
+    more = settings.max_queued, inputs, elsewhere.learning.finished, elsewhere.router
+    jobs = Predictions(db, clock, models, dispatcher, waiters, stops, losses, *more)
     repeats = Repeats(db, clock, jobs)
     outbox, announcements, log = _outbox(settings, db, clock, outgoing, secrets, jobs)
-    node = settings.node_name()
+    node, sizes = settings.node_name(), _sizes(settings)
     checkpoints = Checkpoints(db, jobs, tasks.spawn, announcements.committed)
     streams = Streams(db, stops.feeds, tasks.spawn)
-    ground = Ground(
-        db, clock, models, dispatcher, jobs, losses, health, times, node, __version__, tasks.spawn, checkpoints.started,
-        sizes=Sizes(settings.max_log_bytes, settings.max_output_bytes, settings.max_result_bytes),
-    )  # fmt: skip
+    shared = db, clock, models, dispatcher, jobs, losses, health, times, node, __version__, tasks.spawn
+    ground = Ground(*shared, checkpoints.started, sizes=sizes)
     fleet = Fleet(ground, accounts)
     leases = Leases(db, clock, fleet, losses, times, db.has_refused)
     store = Files(db, blobs, clock, settings.max_file_bytes)
-    terms = Terms(settings.data_kept_s(), settings.retain_records_s)
-    ticks = _ticks(
-        dispatcher, leases, db, Retention(db, blobs, clock, terms), checkpoints, streams, Releases(db, clock, backoff),
-        health, Limits(db, clock, stops, losses), repeats, outbox, announcements,
-    )  # fmt: skip
+    errands = _errands(settings, elsewhere, ground, store, inputs, blobs)
+    retention = Retention(db, blobs, clock, Terms(settings.data_kept_s(), settings.retain_records_s))
+    times_up = Releases(db, clock, backoff), Limits(db, clock, stops, losses)
+    ticks = _ticks(dispatcher, leases, db, retention, checkpoints, streams, *times_up, health, repeats)
+    ticks |= _ticks(outbox, announcements, elsewhere.router, errands, elsewhere.learning)
     # A SQLite file has one server, whatever that was called in its last run.
     own = None if settings.database().startswith("sqlite:") else node
-    engine = Engine(db, own, fleet, jobs, waiters, tasks, ticks, streams, outbox)
+    engine = Engine(db, own, fleet, jobs, waiters, tasks, ticks, streams, outbox, errands)
     api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body, repeats, reach)
-    routes = [*_routes(api, settings, streams, inputs), *webhooks.routes(api, secrets, log)]
-    app = Application(api, table(routes), Gateway(fleet))
-    return Runtime(settings, db, engine, accounts, clock, app, vault, secrets, outgoing, blobs)
+    web = _routes(api, settings, streams, inputs, elsewhere.explanations(api))
+    web += [*webhooks.routes(api, secrets, log), *elsewhere.web(api, errands)]
+    app = Application(api, table(web), Gateway(fleet))
+    return Runtime(settings, db, engine, accounts, clock, app, vault, secrets, outgoing, blobs, elsewhere)

@@ -218,6 +218,17 @@ async def test_large_results_and_inputs() -> None:
         assert (got[0], got[1]) == ("GET", "/worker/v1/attempts/p/3/input")
 
 
+async def test_a_setup_is_told_of_and_nobody_has_to_listen() -> None:
+    async with moving() as (store, transfer, _):
+        store.fail["POST setups"] = [404, 0]
+        await transfer.setting_up("pc", "acme/m")
+        await transfer.setting_up("pc", "acme/m", is_over=True)
+        begun, over = store.seen("/worker/v1/setups")
+        assert begun[2]["cogflare-worker"] == "w1"
+        assert msgspec.json.decode(begun[3]) == {"name": "pc", "model": "acme/m", "is_over": False}
+        assert msgspec.json.decode(over[3])["is_over"] is True
+
+
 async def test_why_a_worker_does_not_come_is_told_once() -> None:
     async with moving() as (store, transfer, _):
         store.fail["POST setup-failures"] = [503, 0]

@@ -33,7 +33,7 @@ class Node(Rig):
         super().__init__(db, blobs=blobs, max_upload_bytes=MAX_UPLOAD_BYTES, max_inline_bytes=MAX_INLINE_BYTES)
         assert self.inputs is not None
         self.files = Files(db, blobs, self.clock, MAX_FILE_BYTES)
-        api = Api(
+        self.api = api = Api(
             self.predictions,
             self.catalog,
             self.accounts,

@@ -65,6 +65,7 @@ def test_every_kind_of_problem_is_in_the_table() -> None:
         problems.malformed_json(""),
         problems.body_too_large(1),
         problems.conflict(""),
+        problems.insufficient_budget(""),
         problems.reused(""),
         problems.queue_full(""),
         problems.internal_error(),

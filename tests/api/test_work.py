@@ -171,6 +171,34 @@ async def test_what_a_report_of_a_failed_setup_may_not_be(node: Node) -> None:
     assert "another account" in foreign.json()["detail"]
 
 
+async def test_a_worker_that_sets_its_model_up(node: Node) -> None:
+    worker = RigWorker(node, await node.caller("ada", "worker"), 1)
+    path, notice = "/worker/v1/setups", {"name": "pc", "model": "ada/noop"}
+
+    async def setup_since() -> int | None:
+        [row] = await node.db.read("fleet_of", catalogs=f'["{worker.caller.account}"]', owner="ada", name="noop")
+        found: int | None = row[-1]
+        return found
+
+    for wrong in ({"model": "noop"}, {"name": "x" * 101}, {"is_over": "yes"}):
+        assert (await node.work(worker, "POST", path, json={**notice, **wrong})).status_code == 422, wrong
+    assert (await node.call("POST", path, json=notice)).status_code == 403, "no token of a worker"
+    assert (await node.work(worker, "POST", path, json={**notice, "is_over": True})).status_code == 204
+    assert (await node.call("GET", "/workers")).json()["results"] == []
+    assert (await node.work(worker, "POST", path, json=notice)).status_code == 204
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert (shown["name"], shown["state"], shown["connected_at"]) == ("pc", "offline", None)
+    assert await setup_since() is not None
+    assert (await node.work(worker, "POST", path, "eve", json=notice)).status_code == 403
+    assert (await node.work(worker, "POST", path, "eve", json={**notice, "is_over": True})).status_code == 204
+    assert await setup_since() is not None, "another account's word changes nothing"
+    assert (await node.work(worker, "POST", path, json={**notice, "is_over": True})).status_code == 204
+    assert await setup_since() is None
+    assert (await node.work(worker, "POST", path, json=notice)).status_code == 204
+    await worker.connect()
+    assert await setup_since() is None
+
+
 async def test_a_file_that_comes_bit_by_bit(node: Node) -> None:
     worker, assigned = await node.running()
     ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "a.bin"})

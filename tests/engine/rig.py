@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from cogflare.engine.links import Fleet
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Order, Predictions
 from cogflare.engine.repeats import Repeats
+from cogflare.engine.router import Router
 from cogflare.engine.secrets import Secrets
 from cogflare.engine.service import Checkpoints, Tasks
 from cogflare.engine.sizes import SIZES, Sizes
@@ -91,6 +92,7 @@ class Rig:
         blobs: BlobStore | None = None,
         max_upload_bytes: int = 100 << 20,
         max_inline_bytes: int = 256 << 10,
+        router: "Callable[[Rig], Router] | None" = None,
     ) -> None:
         self.db = db
         self.clock = clock or SystemClock()
@@ -110,9 +112,8 @@ class Rig:
             self.uploads = Uploads(db, blobs, self.clock, max_upload_bytes)
             downloads = Downloads(db, self.clock, self.uploads, self.secrets)
             self.inputs = Inputs(db, blobs, self.clock, self.uploads, downloads, max_inline_bytes)
-        self.predictions = Predictions(
-            db, self.clock, self.catalog, self.dispatcher, waiters, stops, self.losses, max_queued, self.inputs
-        )
+        common = db, self.clock, self.catalog, self.dispatcher, waiters, stops, self.losses, max_queued, self.inputs
+        self.predictions = Predictions(*common, router=None if router is None else router(self))
         self.repeats = Repeats(db, self.clock, self.predictions)
         self.streams = Streams(db, stops.feeds, self.tasks.spawn)
         self.limits = Limits(db, self.clock, stops, self.losses)

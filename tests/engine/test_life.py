@@ -9,7 +9,7 @@ from cogflare.protocol.codec import encode
 from cogflare.protocol.messages import Finish
 from cogflare.store import fleet
 from cogflare.store.base import Database
-from cogflare.store.predictions import Query
+from cogflare.store.listing import Query
 from engine.rig import Rig
 
 pytestmark = pytest.mark.anyio

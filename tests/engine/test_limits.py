@@ -16,7 +16,7 @@ from cogflare.store import fleet
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller
 from cogflare.store.limits import Filter
-from cogflare.store.predictions import Query
+from cogflare.store.listing import Query
 from engine.rig import Rig, RigWorker
 
 pytestmark = pytest.mark.anyio

@@ -17,8 +17,8 @@ from cogflare.store import fleet, retention
 from cogflare.store import predictions as store_predictions
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller
+from cogflare.store.listing import Query
 from cogflare.store.open import open_database
-from cogflare.store.predictions import Query
 from engine.rig import MovableClock, Rig, RigWorker
 from engine.test_races import Slow
 from engine.test_races_links import _TEXT

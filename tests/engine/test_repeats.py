@@ -14,7 +14,7 @@ from cogflare.engine.repeats import Answer
 from cogflare.store import idempotency, retention
 from cogflare.store.base import Database, Row, Statement, Value
 from cogflare.store.catalog import Caller
-from cogflare.store.predictions import Query
+from cogflare.store.listing import Query
 from engine.rig import Rig
 from engine.test_limits import MovedClock
 from engine.test_races import Slow

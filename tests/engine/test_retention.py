@@ -14,6 +14,7 @@ from cogflare.blobs.base import BlobUnavailable
 from cogflare.blobs.local import LocalBlobStore
 from cogflare.domain.errors import NotFound
 from cogflare.domain.ids import new_key
+from cogflare.domain.money import day_of
 from cogflare.engine import pruning
 from cogflare.engine.files import Files, Sender
 from cogflare.engine.predictions import Order
@@ -21,7 +22,7 @@ from cogflare.engine.pruning import Terms
 from cogflare.engine.retention import HOLD_S, PAUSE_S, Retention
 from cogflare.protocol.messages import Assign
 from cogflare.store import predictions as store_predictions
-from cogflare.store import recovery
+from cogflare.store import recovery, usage
 from cogflare.store.base import Database, Statement
 from cogflare.store.open import open_database
 from cogflare.store.recovery import SetupFailure
@@ -430,3 +431,28 @@ async def test_two_nodes_may_prune_at_once(store: Database, tmp_path: Path) -> N
         house.clock.wait(PAUSE_S)
     assert [(await house.shown(one))["data_removed"] for one in predictions] == [True] * 3
     assert house.stored() == set()
+
+
+# --- ledgers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_ledgers_and_run_times_that_are_old_go(house: House) -> None:
+    caller = await house.rig.caller("ada")
+    now = house.clock.wall()
+    today = day_of(now)
+    await usage.add(
+        house.db, [(caller.account, "ada/noop", today, 1, 5)], [("shared", "ada/noop", "v", "", [1.0])], now
+    )
+    await house.keep()
+    house.clock.wait(89 * DAY_S)
+    await house.keep()
+    assert await usage.run_times(house.db, "shared", "ada/noop") == [("v", "", [1.0])]
+    house.clock.wait(2 * DAY_S)
+    await house.keep()
+    assert await usage.run_times(house.db, "shared", "ada/noop") == []
+    house.clock.wait(308 * DAY_S)
+    await house.keep()
+    assert await usage.used(house.db, caller.account, today, today) == [("ada/noop", today, 1, 5)]
+    house.clock.wait(2 * DAY_S)
+    await house.keep()
+    assert await usage.used(house.db, caller.account, today, today) == []

@@ -6,15 +6,17 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from cogflare.store import fleet, predictions
+from cogflare.store import budgets, errands, fleet, predictions
 from cogflare.store.base import Conflict, Database
 from cogflare.store.fleet import AttemptKey
 from cogflare.store.open import open_database
+from store.errands import DAY, HOLDER, provider, row_of, send, settling, share
 from store.scene import TURN, Rows, Scene
 
 WORKERS = {"w1": ("A", "B"), "w2": ("B", "C"), "w3": ("C", "A")}
@@ -22,6 +24,7 @@ FLOWS = ("x", "y", "z")
 AVOID_US = 20_000
 PAUSE_US = 4_000
 LATEST_US = 8_000
+LIMIT = 50
 
 
 @dataclass
@@ -36,10 +39,11 @@ class Entry:
 
 @dataclass
 class Try:
-    """An attempt. `outcome` None while it lives."""
+    """An attempt. `outcome` None while it lives; `reserved`: of the budget, at a provider, until it is settled."""
 
     holder: str
     epoch: int
+    reserved: int | None = None
     has_started: bool = False
     outcome: str | None = None
     is_slot_free: bool = False
@@ -82,6 +86,8 @@ class Machine(RuleBasedStateMachine):
         self.jobs: dict[str, Job] = {}
         self.waiting: dict[tuple[str, str], int] = {}
         self.virtual: dict[tuple[str, str], int] = {}
+        self.spent = 0
+        self.runner.run(provider(self.scene))
         for worker in WORKERS:
             self.runner.run(self.scene.link(worker))
 
@@ -139,6 +145,10 @@ class Machine(RuleBasedStateMachine):
         choose_running = bool(running) and data.draw(st.booleans())
         return data.draw(st.sampled_from(running if choose_running else self.keys()))
 
+    def drives(self, tried: Try, holder: str) -> bool:
+        """Say whether this is the holder, over the link that counts."""
+        return tried.holder == holder and tried.epoch == self.scene.epochs[holder]
+
     def end(self, job: Job, status: str) -> None:
         job.phase, job.status = "ended", status
         self.leave(job)
@@ -185,23 +195,24 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def checkpoint(self, data: st.DataObject) -> None:
         id, attempt = self.draw_key(data)
-        self.runner.run(self.scene.checkpoint((id, attempt), data.draw(st.sampled_from([None, 1, 2]))))
         job = self.jobs[id]
         tried = job.tries[attempt - 1]
-        if tried.outcome is None and tried.epoch == self.scene.epochs[tried.holder]:
+        self.scene.epochs[HOLDER] = max(1, tried.epoch - data.draw(st.integers(0, 1)))
+        self.runner.run(self.scene.checkpoint((id, attempt), data.draw(st.sampled_from([None, 1, 2]))))
+        if tried.outcome is None and self.drives(tried, tried.holder):
             tried.has_started = True
             job.phase, job.status = "running", "processing"
 
     @precondition(lambda self: self.keys())
-    @rule(data=st.data(), worker=st.sampled_from(sorted(WORKERS)), slot_free=st.booleans())
+    @rule(data=st.data(), worker=st.sampled_from([*sorted(WORKERS), HOLDER]), slot_free=st.booleans())
     def finish(self, data: st.DataObject, worker: str, slot_free: bool) -> None:
         id, attempt = self.draw_key(data)
         job = self.jobs[id]
         tried = job.tries[attempt - 1]
         status = data.draw(st.sampled_from(["succeeded", "failed", "canceled"]))
+        self.scene.epochs[HOLDER] = max(1, tried.epoch - data.draw(st.integers(0, 1)))
         finished = self.attempted(self.scene.finish((id, attempt), worker, status=status, slot_free=slot_free))
-        is_holder = tried.holder == worker and tried.epoch == self.scene.epochs[worker]
-        assert finished == (attempt == job.attempt and job.phase != "ended" and is_holder)
+        assert finished == (attempt == job.attempt and job.phase != "ended" and self.drives(tried, worker))
         if finished:
             self.end(job, status)
             tried.outcome = status
@@ -315,6 +326,62 @@ class Machine(RuleBasedStateMachine):
         }
         assert set(rows[0]) == expected
 
+    # --- at a provider -------------------------------------------------------------------------------------------
+
+    def draw_errand(self, data: st.DataObject) -> tuple[AttemptKey, Try]:
+        key = data.draw(st.sampled_from(self.errands()))
+        return key, self.jobs[key[0]].tries[key[1] - 1]
+
+    def errands(self) -> list[AttemptKey]:
+        return [(id, n) for id, n in self.keys() if self.jobs[id].tries[n - 1].holder == HOLDER]
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), amount=st.sampled_from([None, 20]), back=st.sampled_from([0, 0, 1]))
+    def send(self, data: st.DataObject, amount: int | None, back: int) -> None:
+        """Give a prediction to the provider, as long as the budget lasts."""
+        id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job = self.jobs[id]
+
+        async def sending() -> None:
+            await send(self.scene, id, job.attempt - back, [share(LIMIT, amount)])
+
+        sent = self.attempted(sending())
+        is_paid = self.spent < LIMIT if amount is None else self.spent + amount <= LIMIT
+        assert sent == (job.phase == "queued" and back == 0 and is_paid)
+        if sent:
+            reserved = LIMIT - self.spent if amount is None else amount
+            self.spent += reserved
+            self.leave(job)
+            job.tries.append(Try(HOLDER, 1, reserved))
+            job.phase = "assigned"
+
+    @precondition(lambda self: self.errands())
+    @rule(data=st.data(), back=st.sampled_from([0, 0, 1]))
+    def take_over(self, data: st.DataObject, back: int) -> None:
+        key, tried = self.draw_errand(data)
+        taken = self.runner.run(errands.take_over(self.db, key, tried.epoch - back, "n2"))
+        assert (taken is not None) == (back == 0 and tried.reserved is not None)
+        if taken is not None:
+            tried.epoch += 1
+            assert taken.epoch == tried.epoch
+
+    @precondition(lambda self: self.errands())
+    @rule(data=st.data(), cost=st.sampled_from([None, 0, 10, 30]), is_late=st.booleans())
+    def settle(self, data: st.DataObject, cost: int | None, is_late: bool) -> None:
+        """Settle an errand, perhaps by what a driver knew before another took over."""
+        key, tried = self.draw_errand(data)
+
+        async def settling_it() -> None:
+            row = await row_of(self.scene, key)
+            epoch = row.epoch - 1 if is_late else row.epoch
+            await self.db.write(*settling(self.scene, msgspec.structs.replace(row, epoch=epoch), cost))
+
+        settled = self.attempted(settling_it())
+        assert settled == (tried.reserved is not None and not is_late)
+        if settled:
+            self.spent += (cost or 0) - (tried.reserved or 0)
+            tried.reserved, tried.is_slot_free = None, True
+
     # --- what always holds ---------------------------------------------------------------------------------------
 
     @invariant()
@@ -339,7 +406,11 @@ class Machine(RuleBasedStateMachine):
         outcomes = await self.rows.fetch("SELECT prediction, attempt, outcome FROM attempts")
         assert {row[:2]: row[2] for row in outcomes} == {key: tried.outcome for key, tried in tries.items()}
         live = {(item.prediction, item.attempt) for item in await fleet.live_attempts(self.db)}
-        assert live == {(id, job.attempt) for id, job in self.jobs.items() if job.is_held}
+        held = {(id, job.attempt): job.tries[-1].holder for id, job in self.jobs.items() if job.is_held}
+        assert live == {key for key, holder in held.items() if holder != HOLDER}
+        opened = {row.key: row.epoch for row in await errands.open_of(self.db, None)}
+        assert opened == {key: tried.epoch for key, tried in tries.items() if tried.reserved is not None}
+        assert (await budgets.spent(self.db, "acct", [DAY])).get(("account", "", DAY), 0) == self.spent
         assert await self.scene.occupied() == {key for key, tried in tries.items() if not tried.is_slot_free}
 
 
@@ -378,7 +449,8 @@ def test_any_order_of_verbs_on_postgres(new_url: Callable[[str], str]) -> None:
         database = open_database(url)
         await database.migrate()
         rows = await Rows.open(url)
-        await rows.run("TRUNCATE predictions, attempts, queue_entries, flows, workers, chunks")
+        await rows.run("TRUNCATE predictions, attempts, queue_entries, flows, workers, chunks, providers, errands")
+        await rows.run("TRUNCATE errand_reservations, spending, costs")
         return database, rows
 
     run(make, examples=15, steps=30)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.anyio
 
 GROWING = (
     "predictions|queue_entries|attempts|inputs|chunks|files|idempotency|deliveries|delivery_tries|tokens|versions|flows"
+    "|errands|errand_reservations|spending|costs|usage|run_times"
 )
 LIBRARIES = {dialect: Library(package_folder(), dialect) for dialect in ("sqlite", "postgres")}
 
@@ -25,6 +26,14 @@ WHOLE = {
     "live_attempts": "attempts_open",
     "occupied_slots": "attempts_open",
     "ready_queues": "flows_waiting",
+    "running_attempts": "attempts_open",
+    "open_errands": "errands_open",
+    # The first of all.
+    "waiting_routes": "predictions_routed",
+    "has_providers": "predictions_routed",
+    # All accounts.
+    "costs": "accounts",
+    "used": "accounts",
 }
 # Of people, not of machines.
 RARE = {"count_admins", "list_tokens"}
@@ -119,6 +128,20 @@ async def fill_the_rest(scene: Scene, count: int) -> None:
         f" SELECT 'd' || n, 'f' || n % 20, 'e' || n, 'completed', '{large}', 'h' || (n % 100),"
         " CASE n % 10 WHEN 0 THEN 'pending' ELSE 'delivered' END, n FROM s",
         f"INSERT INTO delivery_tries SELECT 'd' || n, 1, n, 1, 200, NULL, '{large}' FROM s",
+        "INSERT INTO predictions (id, account, token, catalog, model, version, pinned, flow, priority, phase, status,"
+        " created_at, stream_key, routed) SELECT 'r' || (1000000 + n), 'a' || n % 20, 't', 'shared', 'o/m' || n % 5,"
+        " 'v', 0, 'f', 0, 'queued', 'starting', n, 'k', 1 FROM s",
+        "INSERT INTO providers (id, account, name, kind, base_url, sealed, hint, settings, created_at, changed_at)"
+        " SELECT 'p' || n, 'a' || n, 'x', 'replicate', '', '', '', '', n, n FROM s",
+        "INSERT INTO errands (prediction, attempt, account, token, model, provider, provider_name, node, epoch, state,"
+        " mark, terms, decision, created_at, reserved) SELECT 'e' || (1000000 + n), 1, 'a' || n % 100, 't', 'o/m',"
+        " 'p' || n % 100, 'x', 'n', 1, CASE n % 50 WHEN 0 THEN 'submitted' ELSE 'over' END, 'm' || n, '{}', '{}', n, 0"
+        " FROM s",
+        "INSERT INTO errand_reservations SELECT 'e' || (1000000 + n), 1, 'account', '', '2026', 1 FROM s",
+        "INSERT INTO spending SELECT 'a' || n % 100, 'account', 'r' || n, '2026-' || n % 300, 1 FROM s",
+        "INSERT INTO costs SELECT 'a' || n % 100, '2026-' || n % 300, 't', 'o/m' || n, 'x', 1, 0, 0, 1, 1 FROM s",
+        "INSERT INTO usage SELECT 'a' || n % 100, 'o/m' || n, '2026-' || n % 300, 1, 1 FROM s",
+        "INSERT INTO run_times SELECT 'a', 'o/m' || n, 'v', '', '[]', n FROM s",
     ):
         await scene.rows.run(series(scene.rows, insert, count))
     await scene.rows.run("ANALYZE")
@@ -211,6 +234,23 @@ async def test_statements_use_the_index_made_for_them(plans: dict[str, str]) -> 
         "list_deliveries": ("deliveries_by_account",),
         "list_undelivered": ("deliveries_undelivered",),
         "old_deliveries": ("deliveries_ended",),
+        "waiting_routes": ("predictions_routed",),
+        "candidates": ("predictions_routed",),
+        "mark_routed": ("predictions_by_status",),
+        "running_attempts": ("attempts_open",),
+        "fleet_of": ("workers_by_account", "attempts_open"),
+        "waiting_flows": ("flows_waiting",),
+        "entries_ahead": ("queue_entries_ready",),
+        "open_errands": ("errands_open",),
+        "open_errand_counts": ("errands_open",),
+        "errand_room": ("errands_open",),
+        "remove_provider": ("providers_by_name", "errands_open"),
+        "errand_by_mark": ("errands_by_mark",),
+        "provider_waits": ("errands_by_model",),
+        "prune_spending": ("spending_by_age",),
+        "prune_costs": ("costs_by_age",),
+        "prune_usage": ("usage_by_age",),
+        "prune_run_times": ("run_times_by_age",),
     }
     missing = {name: plans[name] for name, used in indexes.items() if not all(index in plans[name] for index in used)}
     assert missing == {}

@@ -6,7 +6,8 @@ import pytest
 
 from cogflare.store import fleet, predictions
 from cogflare.store.base import Conflict, Constraint, Statement, Value
-from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk, Query
+from cogflare.store.listing import Query, list_page
+from cogflare.store.predictions import PART_BYTES, Checkpoint, Chunk
 from store.scene import OTHER_QUEUE, QUEUE, TURN, Scene
 
 pytestmark = pytest.mark.anyio
@@ -449,7 +450,7 @@ async def test_pages_go_both_ways_with_every_filter(scene: Scene) -> None:
     newest = ids[::-1]
 
     async def page(**query: object) -> list[str]:
-        found = await predictions.list_page(scene.db, Query("acct", **query))  # type: ignore[arg-type]
+        found = await list_page(scene.db, Query("acct", **query))  # type: ignore[arg-type]
         return [row.id for row in found]
 
     assert await page() == newest
@@ -472,8 +473,8 @@ async def test_pages_go_both_ways_with_every_filter(scene: Scene) -> None:
     assert await page(created_to=times[3], status="canceled") == [ids[2], ids[1], ids[0]]
     assert await page(created_from=times[3], created_to=times[6], after=ids[3]) == [ids[5], ids[4]]
     assert await page(status="failed") == []
-    assert [row.id for row in await predictions.list_page(scene.db, Query("other"))] == others[::-1]
-    assert await predictions.list_page(scene.db, Query("nobody")) == []
+    assert [row.id for row in await list_page(scene.db, Query("other"))] == others[::-1]
+    assert await list_page(scene.db, Query("nobody")) == []
 
 
 # --- races -----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 import msgspec
 import pytest
 
-from cogflare.store import catalog, files, fleet, predictions
+from cogflare.store import catalog, files, fleet
 from cogflare.store.base import Conflict, Statement, Value
 from cogflare.store.catalog import Account, Caller, NewToken
 from cogflare.store.fleet import HeldAttempt, LiveAttempt
+from cogflare.store.listing import Query, list_page
 from cogflare.store.recovery import Standing
 from store.scene import QUEUE, Scene
 
@@ -345,7 +346,7 @@ async def test_tenants_do_not_see_each_other(scene: Scene) -> None:
     assert await scene.db.write(fleet.renew("w-bob", 1, [key]), fleet.free_slots("w-bob", 1, [key], 1)) == [[], []]
     opened = await fleet.open_link(scene.db, scene.hello("w-bob", "bob"), [key])
     assert opened == (2, [], Standing())
-    assert await predictions.list_page(scene.db, predictions.Query("bob")) == []
+    assert await list_page(scene.db, Query("bob")) == []
     assert await catalog.find_model(scene.db, "bob", "ann", "m") is None
     assert await catalog.catalogs_with(scene.db, "bob", "ann", "m") == ()
     assert [row.id for row in await catalog.list_tokens(scene.db, "bob", "", 10)] == ["t-bob"]

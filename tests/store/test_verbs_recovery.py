@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from cogflare.store import fleet, predictions, recovery
+from cogflare.store import fleet, recovery
 from cogflare.store.base import Conflict
-from cogflare.store.predictions import Query
+from cogflare.store.listing import Query, list_page
 from cogflare.store.recovery import Loss, SetupFailure, Standing
 from store.scene import OTHER_QUEUE, QUEUE, Scene
 
@@ -118,15 +118,15 @@ async def test_the_list_of_what_struck_out(scene: Scene) -> None:
     await struck_out(scene, flow="eve")
     canceled = await scene.create()
     await scene.cancel((canceled, 0))
-    page = await predictions.list_page(scene.db, Query("acct", struck_out=True))
+    page = await list_page(scene.db, Query("acct", struck_out=True))
     assert [row.id for row in page] == [other, *reversed(ids)]
     assert all(row.struck_out and row.status == "failed" for row in page)
     filtered = Query("acct", struck_out=True, model="o/m", limit=2)
-    assert [row.id for row in await predictions.list_page(scene.db, filtered)] == [ids[2], ids[1]]
+    assert [row.id for row in await list_page(scene.db, filtered)] == [ids[2], ids[1]]
     upwards = Query("acct", struck_out=True, after=ids[0], limit=2)
-    assert [row.id for row in await predictions.list_page(scene.db, upwards)] == [ids[2], ids[1]]
+    assert [row.id for row in await list_page(scene.db, upwards)] == [ids[2], ids[1]]
     assert await scene.make_anew(ids[1]) is not None
-    page = await predictions.list_page(scene.db, Query("acct", struck_out=True))
+    page = await list_page(scene.db, Query("acct", struck_out=True))
     assert [row.id for row in page] == [other, ids[2], ids[0]]
 
 

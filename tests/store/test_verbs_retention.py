@@ -7,10 +7,11 @@ import pytest
 
 from cogflare.domain.ids import new_key
 from cogflare.domain.phases import Status
-from cogflare.store import files, predictions, retention
+from cogflare.store import budgets, errands, files, predictions, retention, usage
 from cogflare.store.base import Conflict
 from cogflare.store.fleet import AttemptKey
 from cogflare.store.predictions import Chunk
+from store.errands import DAY, HOLDER, MONTH, provider, send, settling, share
 from store.scene import OTHER_QUEUE, QUEUE, TURN, Scene
 
 pytestmark = pytest.mark.anyio
@@ -152,6 +153,48 @@ async def test_a_record_stays_while_a_slot_of_it_is_taken(scene: Scene) -> None:
     key = await ended(scene, slot_free=False)
     await retention.remove_data(scene.db, [key[0]])
     assert await retention.prunable_records(scene.db, scene.tick(1_000_000), 10) == []
+
+
+async def test_a_record_stays_while_its_errand_is_open_and_takes_it_along(scene: Scene) -> None:
+    await provider(scene)
+    row = await send(scene, await scene.create())
+    await scene.finish(row.key, HOLDER, slot_free=True)
+    await retention.remove_data(scene.db, [row.prediction])
+    assert await retention.prunable_records(scene.db, scene.tick(1_000_000), 10) == []
+    await scene.db.write(*settling(scene, row, 30))
+    assert await retention.prunable_records(scene.db, scene.tick(1_000_000), 10) == [row.prediction]
+    await retention.delete_records(scene.db, [row.prediction])
+    assert await errands.for_prediction(scene.db, row.prediction) == []
+    assert [cost.cost for cost in await errands.costs(scene.db, "acct", 0, scene.now)] == [30]
+
+
+# --- ledgers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_old_pages_of_the_ledgers_go(scene: Scene) -> None:
+    await provider(scene)
+    shares = [share(1000, 10), share(1000, 10, since=MONTH)]
+    await scene.db.write(*settling(scene, await send(scene, await scene.create(), shares=shares), 10))
+    await usage.add(scene.db, [("acct", "o/m", DAY, 1, 5), ("acct", "o/n", DAY, 1, 5)], [], scene.now)
+    day_us = 86_400_000_000
+    assert not await retention.prune_ledgers(scene.db, scene.now, 10)
+    assert await budgets.spent(scene.db, "acct", [DAY, MONTH]) == {("account", "", DAY): 10}
+    assert len(await errands.costs(scene.db, "acct", 0, scene.now)) == 1
+    assert await retention.prune_ledgers(scene.db, scene.now + day_us, 1)
+    assert not await retention.prune_ledgers(scene.db, scene.now + day_us, 2)
+    assert await budgets.spent(scene.db, "acct", [DAY, MONTH]) == {}
+    assert await errands.costs(scene.db, "acct", 0, scene.now) == []
+    assert await usage.used(scene.db, "acct", DAY, DAY) == []
+
+
+async def test_run_times_go_when_nothing_was_added_for_long(scene: Scene) -> None:
+    for model, now in (("o/m", 10), ("o/n", 20)):
+        await usage.add(scene.db, [], [("shared", model, "v1", "", [1.0])], now)
+    assert not await retention.prune_run_times(scene.db, 10, 10)
+    assert await retention.prune_run_times(scene.db, 11, 1)
+    assert not await retention.prune_run_times(scene.db, 11, 1)
+    assert await usage.run_times(scene.db, "shared", "o/m") == []
+    assert await usage.run_times(scene.db, "shared", "o/n") == [("v1", "", [1.0])]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

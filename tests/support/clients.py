@@ -78,9 +78,10 @@ class ForeignClient:
 
 
 class PythonClient(ForeignClient):
-    """A client in a virtual environment."""
+    """A client in a virtual environment, installed with these `options` besides."""
 
     pins = ("requirements.txt",)
+    options: tuple[str, ...] = ()
 
     def _version(self) -> bytes:
         return sys.version.encode()
@@ -88,11 +89,12 @@ class PythonClient(ForeignClient):
     def _install(self) -> None:
         _call([sys.executable, "-m", "venv", "--without-pip", str(self.home)])
         python, wanted = str(self.home / "bin" / "python"), str(self.source / "requirements.txt")
-        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, "--require-hashes"]
+        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+        options = ["--require-hashes", *self.options, "-r", wanted]
         try:
-            _call([*uv, "-r", wanted])
+            _call([*uv, *options])
         except RuntimeError:  # pip may know a mirror or a proxy that uv does not
-            _call([sys.executable, "-m", "pip", "--python", python, "install", "--require-hashes", "-r", wanted])
+            _call([sys.executable, "-m", "pip", "--python", python, "install", *options])
 
     def _command(self) -> list[str]:
         return [str(self.home / "bin" / "python"), str(self.source / "scenarios.py")]

@@ -21,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import httpx2
 
+from support.planted import leaks
 from support.scripted_worker import VERSIONS
 
 DEADLINE_S = 30.0
@@ -41,7 +42,7 @@ def until(look: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T
     return found
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to kill this process when the tests' process dies, whichever way."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -69,7 +70,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
                 pass_fds=pass_fds,
             )
 
@@ -285,6 +286,7 @@ class Stage:
         self._processes: list[Process] = []
         self._servers: list[Server] = []
         self._numbers = itertools.count(1)
+        self._planted: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -307,6 +309,13 @@ class Stage:
         for name in sorted({process.name for process in self._processes}):
             said = (self.folder / f"{name}.log").read_text(errors="replace")
             print(f"--- {name} ---\n{said[-2000:]}")
+        found = leaks(self.folder, self._planted)
+        assert not found, f"a secret is in {', '.join(found)}"
+
+    def plant(self, secret: str) -> str:
+        """Look for this secret, when the stage closes, in every file that its processes have written; return it."""
+        self._planted.append(secret)
+        return secret
 
     def spawn(
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()

@@ -18,6 +18,7 @@ from cogflare.agent.agent import REFUSED, STOPPED, Agent
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
 from cogflare.agent.depot import Depot
+from cogflare.agent.gpu import gpu_name
 from cogflare.agent.identity import claim_state, default_state
 from cogflare.agent.inputs import InputFiles
 from cogflare.agent.journal import Journal
@@ -85,14 +86,11 @@ async def run_worker(options: WorkerOptions) -> int:
             console.say("refused", refusal_text(options.server, status))
             return REFUSED
         console.say("setup", f"setting up {model}" + (f": waiting for {options.url}" if options.url else ""))
-        offer = await _set_up(runner, console, signals)
-        if isinstance(offer, base.SetupFailed):
-            console.say("setup_failed", f"the model was not set up: {offer}")
-            await transfer.setup_failed(_shown(options.name), model, str(offer))
-            return SETUP_FAILED
-        if offer is None:
-            return STOPPED
-        end = agent_end(offer, state.worker, new_id(clock.wall()), options.name, console)
+        prepared = await _prepare(runner, _shown(options.name), model, transfer, console, signals)
+        if isinstance(prepared, int):
+            return prepared
+        offer, gpu = prepared
+        end = agent_end(offer, state.worker, new_id(clock.wall()), options.name, console, gpu)
         link = Link(end, options.server, options.token, console, clock=clock, proxy=not options.server.is_here)
         journal = Journal(state.path, lambda text: console.say("journal", text))
         resumed = left if left is not None and offer.is_taken_over else []
@@ -113,7 +111,9 @@ def _inputs(options: WorkerOptions, folder: Path) -> InputFiles:
     return InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs, folder=folder)
 
 
-def agent_end(offer: base.Offer, worker: str, instance: str, name: str, console: Console) -> AgentEnd:
+def agent_end(
+    offer: base.Offer, worker: str, instance: str, name: str, console: Console, gpu: str | None = None
+) -> AgentEnd:
     """Return the protocol's end of a worker that makes this runner's offer."""
     schema: Raw | UnsetType = UNSET if offer.schema is None else Raw(msgspec.json.encode(offer.schema))
     if schema is not UNSET and len(bytes(schema)) > _MAX_SCHEMA:
@@ -121,6 +121,8 @@ def agent_end(offer: base.Offer, worker: str, instance: str, name: str, console:
         schema = UNSET
     told = Offer(offer.owner, offer.name, offer.version, offer.slots, schema, offer.cog_version)
     about = {"version": version("cogflare"), "python": platform.python_version(), "os": platform.platform()}
+    if gpu is not None:
+        about["gpu"] = gpu
     return AgentEnd(worker, instance, _shown(name), [told], about)
 
 
@@ -136,6 +138,28 @@ def _runner(options: WorkerOptions, sink: base.UploadSink, takeover: Takeover, d
     cache = options.cache or Path.home() / ".cache" / "cogflare"
     folder = options.folder or Path()
     return CogFolderRunner(owner, model, folder, cache, sink, slots=options.slots, takeover=takeover, depot=depot)
+
+
+async def _prepare(
+    runner: base.Runner, name: str, model: str, transfer: Transfer, console: Console, signals: "_Signals"
+) -> tuple[base.Offer, str | None] | int:
+    """Set the model up, and let the server know how that goes; return the offer and the GPU, or the exit code."""
+    notice = asyncio.create_task(transfer.setting_up(name, model))
+    naming = asyncio.create_task(gpu_name())
+    try:
+        offer = await _set_up(runner, console, signals)
+        if isinstance(offer, base.Offer):
+            return offer, await naming
+    finally:
+        # What is still on its way comes too late: the hello, or the next word, says more.
+        notice.cancel()
+        naming.cancel()
+    if offer is None:
+        await transfer.setting_up(name, model, is_over=True)
+        return STOPPED
+    console.say("setup_failed", f"the model was not set up: {offer}")
+    await transfer.setup_failed(name, model, str(offer))
+    return SETUP_FAILED
 
 
 async def _set_up(runner: base.Runner, console: Console, signals: "_Signals") -> base.Offer | base.SetupFailed | None:

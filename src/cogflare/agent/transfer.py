@@ -22,6 +22,7 @@ from cogflare.agent.uploads import Content, Upload, content_of
 from cogflare.protocol.messages import MAX_REASON, AttemptKey
 
 _FAREWELL_S: Final = 10.0
+_OVER_S: Final = 2.0  # somebody waits for this worker to stop
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -78,6 +79,14 @@ class Transfer:
         url = self._server.resolve("worker/v1/setup-failures")
         with contextlib.suppress(httpx2.HTTPError, TimeoutError):
             async with asyncio.timeout(_FAREWELL_S):
+                await self._courier.request("POST", url, body, _JSON)
+
+    async def setting_up(self, name: str, model: str, *, is_over: bool = False) -> None:
+        """Tell the server, if it listens, that this worker sets its model up, or (`is_over`) does so no more."""
+        body = msgspec.json.encode({"name": name, "model": model, "is_over": is_over})
+        url = self._server.resolve("worker/v1/setups")
+        with contextlib.suppress(httpx2.HTTPError, TimeoutError):
+            async with asyncio.timeout(_OVER_S if is_over else _FAREWELL_S):
                 await self._courier.request("POST", url, body, _JSON)
 
     async def put(

@@ -17,9 +17,10 @@ from cogflare.api.problems import conflict, forbidden, not_found
 from cogflare.api.wire import Cursor, format_time
 from cogflare.domain.ids import is_id
 from cogflare.engine import requeues
+from cogflare.engine.receipts import PROVIDER
 from cogflare.engine.requeues import NotRequeued
 from cogflare.protocol.messages import Id
-from cogflare.store import fleet
+from cogflare.store import errands, fleet
 from cogflare.store.base import Database
 from cogflare.store.catalog import Caller, TokenRow
 from cogflare.store.fleet import AttemptRow, WorkerRow
@@ -128,8 +129,14 @@ class Handlers:
 
     async def attempts(self, request: Request) -> Response:
         """GET /predictions/{id}/attempts: the tries of a prediction, first to last."""
-        found = await self._api.predictions.attempts(caller_of(request).account, request.path_params["id"])
-        return json_response(_encode({"results": [_render_attempt(row) for row in found]}))
+        account, prediction = caller_of(request).account, request.path_params["id"]
+        found = await self._api.predictions.attempts(account, prediction)
+        providers: dict[int, str] = {}
+        if any(attempt.holder.startswith(PROVIDER) for attempt in found):
+            row = await self._api.predictions.row(account, prediction)
+            sent = await errands.for_prediction(self._api.db, row.id)
+            providers = {errand.attempt: errand.provider_name for errand in sent}
+        return json_response(_encode({"results": [_render_attempt(row, providers) for row in found]}))
 
     def _page(self, request: Request, path: str, rows: list[tuple[str, bytes]]) -> Response:
         """Answer with up to `PAGE` rows; one more says that another page follows."""
@@ -214,10 +221,11 @@ def _render_quarantine(row: WorkerRow) -> dict[str, object] | None:
     return {"reason": row.quarantine, "since": _time(row.quarantined_at)}
 
 
-def _render_attempt(row: AttemptRow) -> dict[str, object]:
+def _render_attempt(row: AttemptRow, providers: Mapping[int, str]) -> dict[str, object]:
     return {
         "attempt": row.attempt,
-        "worker": row.holder,
+        "worker": None if row.holder.startswith(PROVIDER) else row.holder,
+        "provider": providers.get(row.attempt),
         "claimed_at": format_time(row.claimed_at),
         "started_at": _time(row.started_at),
         "ended_at": _time(row.ended_at),

@@ -11,16 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cogflare.api import problems, requests, wire
+from cogflare.api import problems, requests, wire, wishes
 from cogflare.api.context import Api, caller_of, json_response, links_of, read_body
 from cogflare.api.wire import Cursor, Form, Links, WirePrediction
 from cogflare.domain.ids import HIGHEST_ID, is_id
 from cogflare.domain.phases import TERMINAL, Status
+from cogflare.engine.explain import Explanations
 from cogflare.engine.predictions import Order
 from cogflare.engine.repeats import Answer
 from cogflare.engine.views import PredictionView
 from cogflare.store.limits import Filter
-from cogflare.store.predictions import FAR_FUTURE, Query
+from cogflare.store.listing import Query
+from cogflare.store.predictions import FAR_FUTURE
 
 PAGE = 100
 _events = msgspec.json.Decoder(list[str])
@@ -58,8 +60,9 @@ def render(view: PredictionView, links: Links, form: Form = "get") -> bytes:
 class Handlers:
     """The endpoints of predictions."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, explanations: Explanations | None) -> None:
         self._api = api
+        self._explanations = explanations
 
     async def create(self, request: Request) -> Response:
         """POST /predictions: `version` is an id, `owner/name:id` or `owner/name`."""
@@ -120,6 +123,8 @@ class Handlers:
             None if events is None else msgspec.json.encode(events).decode(),
             requests.parse_cancel_after(request.headers.get("cancel-after")),
             webhook_origin=links.base_url,
+            route=body.route or wishes.parse_wish_header(request.headers.get("cogflare-route")),
+            hops=wishes.parse_hops(request.headers.get("cogflare-hops")),
         )
         answer = await self._accept(request, order, client_id, hold_s)
         view = answer.view
@@ -146,9 +151,15 @@ class Handlers:
         return Answer(await self._api.predictions.create(caller, order, hold_s), True)
 
     async def get(self, request: Request) -> Response:
-        """GET /predictions/{id}."""
-        view = await self._api.predictions.get(caller_of(request).account, request.path_params["id"])
-        return json_response(render(view, links_of(request, self._api)))
+        """GET /predictions/{id}; with `explain=1` the answer also says why it is where it is."""
+        account, prediction = caller_of(request).account, request.path_params["id"]
+        view = await self._api.predictions.get(account, prediction)
+        body = render(view, links_of(request, self._api))
+        wanted = bool(request.scope["query_string"]) and _is_asked(request.query_params, "explain")
+        if wanted and self._explanations is not None:
+            explanation = msgspec.json.encode(await self._explanations.explain(account, prediction))
+            body = b'%b,"explanation":%b}' % (body[:-1], explanation)
+        return json_response(body)
 
     async def cancel(self, request: Request) -> Response:
         """POST /predictions/{id}/cancel; one that has ended is returned as it is."""
@@ -180,6 +191,14 @@ class Handlers:
         if views and cursor is not None and (more or not backwards):
             previous = links.page("/v1/predictions", Cursor(views[0].id, True), kept)
         return json_response(wire.page([render(view, links) for view in views], following, previous))
+
+
+def _is_asked(params: Mapping[str, str], name: str) -> bool:
+    """Read a parameter that asks for more, and asks for nothing where it is absent."""
+    value = params.get(name, "0")
+    if value not in ("0", "1", "false", "true"):
+        raise problems.bad_request(f"{name} must be 1 or 0")
+    return value in ("1", "true")
 
 
 def _is_set(params: Mapping[str, str], name: str) -> bool:
@@ -240,9 +259,9 @@ def _filter(account: str, params: Mapping[str, str]) -> Filter:
     )
 
 
-def routes(api: Api) -> list[Route]:
-    """Return the routes of predictions, the hottest first."""
-    handlers = Handlers(api)
+def routes(api: Api, explanations: Explanations | None = None) -> list[Route]:
+    """Return the routes of predictions, the hottest first; without `explanations` nothing is explained."""
+    handlers = Handlers(api, explanations)
     return [
         Route("/predictions", handlers.create, methods=["POST"]),
         Route("/predictions/{id}", handlers.get, methods=["GET"]),

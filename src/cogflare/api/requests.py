@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.api.problems import BODY, Problem, bad_request, invalid_input, malformed_json, version_not_permitted
+from cogflare.api.wishes import parse_wish
 from cogflare.domain.ids import is_client_id
 from cogflare.domain.inputs import FieldProblem, type_name
 from cogflare.domain.webhooks import Event
@@ -38,13 +39,14 @@ _EVENTS: Final[tuple[str, ...]] = get_args(Event)
 
 
 class PredictionBody(msgspec.Struct, frozen=True):
-    """A parsed create request: `input` is the client's JSON text, `values` the same, decoded."""
+    """A parsed create request: `input` is the client's JSON text, `values` the same, decoded; `route` is JSON text."""
 
     input: bytes
     values: dict[str, Any]
     version: str | None = None
     webhook: str | None = None
     webhook_events_filter: tuple[Event, ...] | None = None
+    route: str | None = None
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +58,7 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook_events_filter: tuple[Event, ...] | None = None
     stream: bool | None = None
     webhook_completed: str | None = None
+    route: str | list[Any] | None = None
 
 
 _envelope: Final = msgspec.json.Decoder(_Envelope)
@@ -86,7 +89,7 @@ def parse_prediction(body: bytes, *, versioned: bool, reach: Reach = PUBLIC) -> 
     if not webhook and last_webhook:
         # The field of 2022 clients: a webhook for the end only.
         webhook, events = last_webhook, ("completed",)
-    return PredictionBody(text, values, envelope.version, webhook or None, events)
+    return PredictionBody(text, values, envelope.version, webhook or None, events, parse_wish(envelope.route))
 
 
 def decode_json(body: bytes, what: str = BODY) -> Any:
@@ -150,8 +153,8 @@ def _envelope_problems(body: object, versioned: bool, reach: Reach) -> list[Fiel
         if name not in fields:
             description = f"Additional property {name} is not allowed"
             problems.append(FieldProblem("additional_property_not_allowed", "", description))
-        elif type_name(value) != fields[name] and (value is not None or name in ("version", "input")):
-            problems.append(_expected(name, fields[name], value))
+        elif type_name(value) not in fields[name] and (value is not None or name in ("version", "input")):
+            problems.append(_expected(name, " or ".join(fields[name]), value))
         elif name in ("webhook", "webhook_completed"):
             problems += _webhook_problems(name, value, reach)
         elif name == "webhook_events_filter" and value is not None:
@@ -160,12 +163,13 @@ def _envelope_problems(body: object, versioned: bool, reach: Reach) -> list[Fiel
 
 
 _FIELDS: Final = {
-    "version": "string",
-    "input": "object",
-    "webhook": "string",
-    "webhook_events_filter": "array",
-    "stream": "boolean",
-    "webhook_completed": "string",
+    "version": ("string",),
+    "input": ("object",),
+    "webhook": ("string",),
+    "webhook_events_filter": ("array",),
+    "stream": ("boolean",),
+    "webhook_completed": ("string",),
+    "route": ("string", "array"),
 }
 
 
@@ -207,6 +211,16 @@ def _can_be_host(host: str, is_bracketed: bool) -> bool:
         return len(host.encode("idna")) <= _MAX_HOST
     except (ValueError, UnicodeError):
         return False
+
+
+def address_problem(field: str, url: str, reach: Reach) -> FieldProblem | None:
+    """Say why a URL cannot be the base of a provider's, as far as it can be seen without looking its host up."""
+    if problems := _webhook_problems(field, url, reach):
+        return problems[0]
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        return FieldProblem("format", field, "Does not match format 'uri': pass a URL without a query or fragment")
+    return None
 
 
 def _filter_problems(events: Sequence[object]) -> list[FieldProblem]:

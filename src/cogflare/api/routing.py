@@ -20,11 +20,15 @@ from cogflare.api.context import Api, Bodies
 from cogflare.api.files import blob_problem
 from cogflare.api.gateway import Gateway
 from cogflare.api.problems import Problem
+from cogflare.api.wishes import bad_route
 from cogflare.blobs.base import BlobError
 from cogflare.domain.errors import (
+    BadRoute,
     Forbidden,
     InvalidInput,
     NotFound,
+    OverBudget,
+    ProviderAway,
     QueueFull,
     RequestError,
     Reused,
@@ -37,7 +41,7 @@ from cogflare.store.base import Full, StoreError
 log = structlog.get_logger()
 
 _DOWNLOAD = r"/files/[0-9a-z]{40}/download(?:/|\Z)"
-_OPEN = re.compile(rf"/f/|/health|/streams/|/files/[0-9a-z]{{{STREAM_LENGTH}}}\Z|{_DOWNLOAD}", re.ASCII)
+_OPEN = re.compile(rf"/f/|/health|/hooks/|/streams/|/files/[0-9a-z]{{{STREAM_LENGTH}}}\Z|{_DOWNLOAD}", re.ASCII)
 _WORKERS = "/worker/"
 _MAX_REQUESTS = 25_000  # under way, those that hold their answer back included
 
@@ -155,9 +159,15 @@ def _refusal(error: RequestError) -> Problem:
     if isinstance(error, Forbidden):
         return problems.forbidden()
     if isinstance(error, NotFound):
-        return problems.not_found()
+        return problems.not_found(*error.args)
     if isinstance(error, QueueFull):
         return problems.queue_full(str(error))
+    if isinstance(error, BadRoute):
+        return bad_route(error.place, str(error))
+    if isinstance(error, OverBudget):
+        return problems.insufficient_budget(str(error))
+    if isinstance(error, ProviderAway):
+        return problems.unavailable(error.retry_after_s, str(error))
     if isinstance(error, Reused):
         return problems.reused(str(error))
     return problems.bad_request(str(error))

@@ -20,7 +20,7 @@ from cogflare.domain.ids import is_id
 from cogflare.engine.files import NotUploaded, Proof, Sender, Superseded
 from cogflare.protocol.messages import MAX_REASON, AttemptKey, Count, Id
 from cogflare.store import recovery
-from cogflare.store.recovery import SetupFailure
+from cogflare.store.recovery import Setup, SetupFailure
 
 MAX_RESULT_BYTES: Final = 16 << 20
 _MAX_ORDER_BYTES: Final = 64 << 10
@@ -60,6 +60,14 @@ class SetupReport(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(max_length=100)]
     model: Annotated[str, Meta(pattern=_MODEL)]
     reason: str
+
+
+class SetupNotice(msgspec.Struct, frozen=True):
+    """A worker that sets its model up, or (`is_over`) does so no more. `model` is `owner/name`."""
+
+    name: Annotated[str, Meta(max_length=100)]
+    model: Annotated[str, Meta(pattern=_MODEL)]
+    is_over: bool = False
 
 
 class Handlers:
@@ -140,17 +148,28 @@ class Handlers:
         """POST /worker/v1/setup-failures: a worker that will not open a link, because its model was not set up."""
         sender, caller = _sender(request), caller_of(request)
         report = await read_json(request, SetupReport, _MAX_ORDER_BYTES)
-        owner, _, name = report.model.partition("/")
         failure = SetupFailure(
             sender.worker,
             caller.account,
             caller.token,
             _plain(report.name),
-            _encode([{"owner": owner, "name": name, "version": "", "slots": 0}]),
+            _unknown_offer(report.model),
             f"the model was not set up: {_plain(report.reason)}"[:MAX_REASON],
             self._api.clock.wall(),
         )
         if not await recovery.note_setup_failure(self._api.db, failure):
+            raise forbidden("This worker id belongs to another account.")
+        return Response(status_code=204)
+
+    async def set_up(self, request: Request) -> Response:
+        """POST /worker/v1/setups: a worker that begins to set its model up, or was stopped while it did."""
+        sender, caller = _sender(request), caller_of(request)
+        notice = await read_json(request, SetupNotice, _MAX_ORDER_BYTES)
+        if notice.is_over:
+            await recovery.note_setup_over(self._api.db, sender.worker, caller.account)
+            return Response(status_code=204)
+        about = sender.worker, caller.account, caller.token, _plain(notice.name), _unknown_offer(notice.model)
+        if not await recovery.note_setup(self._api.db, Setup(*about, self._api.clock.wall())):
             raise forbidden("This worker id belongs to another account.")
         return Response(status_code=204)
 
@@ -169,8 +188,10 @@ def _plain(text: str) -> str:
     return text.replace("\0", " ")
 
 
-def _encode(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+def _unknown_offer(model: str) -> str:
+    """Return what a worker offers whose model has not been set up."""
+    owner, _, name = model.partition("/")
+    return msgspec.json.encode([{"owner": owner, "name": name, "version": "", "slots": 0}]).decode()
 
 
 def _sender(request: Request) -> Sender:
@@ -220,4 +241,5 @@ def routes(api: Api, max_result_bytes: int = MAX_RESULT_BYTES) -> list[Route]:
         Route(f"{attempt}/result", handlers.put_result, methods=["PUT"]),
         Route(f"{attempt}/input", handlers.get_input),
         Route("/worker/v1/setup-failures", handlers.setup_failed, methods=["POST"]),
+        Route("/worker/v1/setups", handlers.set_up, methods=["POST"]),
     ]

@@ -26,7 +26,7 @@ _TOKENLESS = (
 
 
 _NAMED: Final = re.compile(
-    r"/v1/(?P<kind>prediction|model|worker|token|file)s/(?P<name>(?<=models/)[^/]+/[^/]+|(?<!models/)[^/]+)"
+    r"/v1/(?P<kind>prediction|model|worker|token|file|provider)s/(?P<name>(?<=models/)[^/]+/[^/]+|(?<!models/)[^/]+)"
 )
 
 
@@ -75,6 +75,10 @@ class Client:
     def upload(self, path: str, content: tuple[str, IO[bytes], str], fields: Mapping[str, str]) -> Any:
         """Send a file (its name, its open content, its media type) as a form and return the JSON that comes back."""
         return self._request("POST", path, files={"content": content}, data=fields)
+
+    def put(self, path: str, body: Any) -> Any:
+        """Put JSON at `path` and return the JSON that comes back."""
+        return self._request("PUT", path, json=body)
 
     def patch(self, path: str, body: Any) -> Any:
         """Change what is at `path` and return the JSON that comes back."""

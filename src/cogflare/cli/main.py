@@ -12,8 +12,11 @@ from cogflare.cli.demo import demo
 from cogflare.cli.doctor import doctor
 from cogflare.cli.files import files
 from cogflare.cli.fleet import account, models, workers
+from cogflare.cli.money import budgets, costs
 from cogflare.cli.predict import predict
 from cogflare.cli.predictions import predictions
+from cogflare.cli.providers import providers
+from cogflare.cli.routes import routes
 from cogflare.cli.serve import serve
 from cogflare.cli.tokens import tokens
 from cogflare.cli.verify import verify
@@ -38,6 +41,10 @@ for command in (
     files,
     models,
     workers,
+    providers,
+    routes,
+    budgets,
+    costs,
     tokens,
     webhooks,
     account,

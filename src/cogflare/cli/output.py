@@ -87,6 +87,11 @@ def for_terminal(text: str) -> str:
     return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: `1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def time_of(text: str | None) -> str:
     """Shorten an RFC 3339 time to seconds."""
     return _DASH if not text else text[:19].replace("T", " ") + "Z"

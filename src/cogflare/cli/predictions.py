@@ -20,6 +20,7 @@ from cogflare.cli.output import (
     print_table,
     time_of,
 )
+from cogflare.cli.reasons import receipt, why
 from cogflare.domain.phases import TERMINAL, Status
 
 _EVERYTHING: Final = 1_000_000
@@ -28,7 +29,11 @@ _LIVE: Final = [str(status) for status in Status if status not in TERMINAL]
 
 @click.group()
 def predictions() -> None:
-    """List, look at, cancel and requeue predictions."""
+    """List, look at, cancel and requeue predictions; see why one waits, and what one has cost."""
+
+
+predictions.add_command(why)
+predictions.add_command(receipt)
 
 
 @predictions.command("list")
@@ -185,14 +190,15 @@ def logs(client: Client, prediction_id: str, is_followed: bool) -> None:
 @as_json
 @with_client
 def attempts(client: Client, prediction_id: str, as_json: bool) -> None:
-    """Show every try: which worker had it, and how that ended."""
+    """Show every try: which worker or provider had it, and how that ended."""
     found = client.get(f"/v1/predictions/{quoted(prediction_id)}/attempts")["results"]
     if as_json:
         for attempt in found:
             print_json(attempt)
         return
     columns = ("attempt", "worker", "claimed_at", "started_at", "ended_at", "outcome", "reason", "slot_freed_at")
-    rows = ([time_of(a.get(name)) if name.endswith("_at") else a.get(name) for name in columns] for a in found)
+    tries = ({**attempt, "worker": attempt["worker"] or attempt.get("provider")} for attempt in found)
+    rows = ([time_of(a.get(name)) if name.endswith("_at") else a.get(name) for name in columns] for a in tries)
     titles = [name.removesuffix("_at").replace("_", " ") for name in columns]
     print_table(titles, rows, "no worker has had it yet")
 

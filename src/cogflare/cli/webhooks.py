@@ -142,7 +142,7 @@ def reset_secrets(data: str | None, database_url: str | None, config: str | None
     """Forget the secrets of all accounts, because the server's secret_key is lost; stop the server first.
 
     Each account gets a new secret when it is next needed. Receivers refuse what they are sent until they know it, and
-    download URLs of uploaded files end.
+    download URLs of uploaded files end. Providers pause until they are given their keys again.
     """
     if not yes:
         click.confirm("Forget the secrets of all accounts?", abort=True)

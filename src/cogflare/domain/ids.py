@@ -10,6 +10,7 @@ KEY_LENGTH = 40
 STREAM_LENGTH = ID_LENGTH + 1 + KEY_LENGTH
 SHARED = "shared"  # the account whose models and workers every account may use
 
+_ROUTE = "route."  # no account's id has a dot
 _LAST_MS = (1 << 48) - 1
 HIGHEST_ID = "~"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,200}", re.ASCII)
@@ -94,6 +95,22 @@ def is_version(text: str) -> bool:
 def model_queue(pool: str, owner: str, name: str) -> str:
     """Return the queue of predictions that any version of the model may run on the pool's workers."""
     return f"{pool}/{owner}/{name}"
+
+
+def route_queue(account: str, owner: str, name: str) -> str:
+    """Return the queue of predictions that no worker is to take: they wait for a provider of the account."""
+    return f"{_ROUTE}{account}/{owner}/{name}"
+
+
+def is_route_queue(queue: str) -> bool:
+    """Say whether no worker serves this queue, because what waits in it waits for a provider."""
+    return queue.startswith(_ROUTE)
+
+
+def of_route_queue(queue: str) -> tuple[str, str]:
+    """Return the account and the model (owner/name) of such a queue."""
+    account, _, model = queue.removeprefix(_ROUTE).partition("/")
+    return account, model
 
 
 def version_queue(pool: str, version: str) -> str:

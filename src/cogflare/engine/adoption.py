@@ -106,18 +106,23 @@ def _revive(ground: Ground, link: Holder, row: PredictionRow, item: HeldAttempt,
     live = Live(row.id, row.attempt, row.account, row.version, row.created_at, link, started_at=item.started_at)
     live.run_limit_s, live.assigned_at = row.run_limit_s, ground.clock.monotonic()
     live.sizes, live.hook = ground.sizes, hook_of(row)
-    items, log = list[bytes](), bytearray()
-    for chunk in chunks:
-        if chunk.kind == "output" and chunk.position < item.output_items:
-            items += [bytes(raw) for raw in msgspec.json.decode(f"[{chunk.data}]", type=list[msgspec.Raw])]
-        elif chunk.kind == "log" and chunk.position < item.log_bytes:
-            log += chunk.data.encode()
-    live.restore(items, log)
+    live.restore(*committed(chunks, item.output_items, item.log_bytes))
     live.committed_start = item.started_at is not None
     earlier = ground.predictions.lives.get(row.id)
     if live.started_at is None and earlier is not None and earlier.key == live.key:
         live.started_at = earlier.started_at
     return live
+
+
+def committed(chunks: Sequence[Chunk], output_items: int, log_bytes: int) -> tuple[list[bytes], bytearray]:
+    """Return the items and the log of an attempt as far as they are committed; later pieces do not count."""
+    items, log = list[bytes](), bytearray()
+    for chunk in chunks:
+        if chunk.kind == "output" and chunk.position < output_items:
+            items += [bytes(raw) for raw in msgspec.json.decode(f"[{chunk.data}]", type=list[msgspec.Raw])]
+        elif chunk.kind == "log" and chunk.position < log_bytes:
+            log += chunk.data.encode()
+    return items, log
 
 
 def resumes_of(

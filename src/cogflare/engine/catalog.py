@@ -139,6 +139,21 @@ class Catalog:
             self._registered.add(key)
             self._targets.clear()
 
+    async def adopt(self, account: str, offer: Offer, now: int) -> bool:
+        """Register a version that a provider has, as the latest only of a model that is new; False for shared models.
+
+        What is shared stays what it is: a model of the account's own would stand before it. Raises `OfferRefused`.
+        """
+        version = _version(account, offer, now)
+        known = await store.find_model(self._db, account, offer.owner, offer.name)
+        if known is not None and known.account != account:
+            return False
+        if known is not None and known.latest is not None:
+            version = msgspec.structs.replace(version, created_at=min(now, known.latest.created_at - 1))
+        await self._db.write(*store.register(version))
+        self._targets.clear()
+        return True
+
     async def _latest(self, account: str, model: str) -> Target:
         owner, _, name = model.partition("/")
         found = await self.model(account, owner, name)

@@ -106,6 +106,15 @@ class Dispatcher:
                 if not seats:
                     del self._idle[queue]
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no more claims are made."""
+        return self._stopped
+
+    def has_idle(self, queues: Iterable[str]) -> bool:
+        """Say whether a slot of this node is free for one of the queues: it takes what is put there at once."""
+        return not self._stopped and any(queue in self._idle for queue in queues)
+
     # --- claims inside units of others ---------------------------------------------------------------------------
 
     def reserve(self, queues: Iterable[str]) -> Seat | None:

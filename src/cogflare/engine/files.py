@@ -103,20 +103,7 @@ class Files:
         """Note a file that is about to come; raises `NotFound`, `Superseded`, or `BlobTooLarge` for its `size`."""
         await self.require_held(sender, key)
         self._limit(size)
-        id, name, kind = new_key(), safe_name(filename), safe_type(content_type)
-        now = self._clock.wall()
-        added = await store.add_output(
-            self._db,
-            id=id,
-            prediction=key[0],
-            attempt=key[1],
-            worker=sender.worker,
-            name=name,
-            content_type=kind,
-            now=now,
-        )
-        if not added:
-            raise Superseded
+        id, name, kind = await self._note(sender.worker, key, filename, content_type)
         return FileTicket(id, reference(id, name), await self._blobs.upload_target(id, label_of(name, kind), size))
 
     async def receive(self, sender: Sender, id: str, body: AsyncIterable[bytes], announced: int | None = None) -> None:
@@ -178,6 +165,20 @@ class Files:
         except Conflict:
             raise Superseded from None
 
+    # --- this server, for holders that are no workers ----------------------------------------------------------------
+
+    async def keep(
+        self, holder: str, key: AttemptKey, filename: str, content_type: str, body: AsyncIterable[bytes]
+    ) -> str:
+        """Store a file of an attempt and return its reference; raises `Superseded`, a `BlobError`, or what `body` does.
+
+        What comes of a `body` that breaks is swept.
+        """
+        id, name, kind = await self._note(holder, key, filename, content_type)
+        stored = await self._blobs.put(id, body, self.max_file_bytes, label_of(name, kind))
+        await self._complete(id, stored.size, stored.sha256, stored.md5)
+        return reference(id, name)
+
     # --- readers ---------------------------------------------------------------------------------------------------
 
     async def find(self, id: str, name: str) -> FileRow:
@@ -197,6 +198,23 @@ class Files:
         return await self._blobs.open(row.id, start, row.size if end is None else end)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    async def _note(self, holder: str, key: AttemptKey, filename: str, content_type: str) -> tuple[str, str, str]:
+        """Note a file that is about to come; returns its id, name and type, or raises `Superseded`."""
+        id, name, kind = new_key(), safe_name(filename), safe_type(content_type)
+        added = await store.add_output(
+            self._db,
+            id=id,
+            prediction=key[0],
+            attempt=key[1],
+            worker=holder,
+            name=name,
+            content_type=kind,
+            now=self._clock.wall(),
+        )
+        if not added:
+            raise Superseded
+        return id, name, kind
 
     async def _require_pending(self, sender: Sender, id: str) -> FileRow:
         row = await store.get(self._db, id) if _KEY.fullmatch(id) else None

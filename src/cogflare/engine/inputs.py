@@ -8,7 +8,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from mimetypes import MimeTypes
@@ -120,7 +120,7 @@ class Inputs:
             if self._is_large(place.url):
                 try:
                     place.holder[place.key] = await self._move(account, place.url, taken)
-                except _BadDataURL as error:
+                except BadDataURL as error:
                     problems.append(FieldProblem("format", place.path, str(error)))
             elif not await self._use(account, place.url, place.path, taken) and _is_own(place.url, origin):
                 problems.append(_unknown(place.path))
@@ -149,7 +149,7 @@ class Inputs:
 
     async def _move(self, account: str, url: str, taken: Taken) -> str:
         """Put the content of a data URL into the storage and return the reference to it."""
-        kind = _kind(url)
+        kind = data_kind(url)
         name = f"file{_KINDS.guess_extension(kind.partition(';')[0]) or ''}"
         digest = hashlib.sha256(url.encode()).hexdigest()
         if digest not in taken.moved:
@@ -157,9 +157,9 @@ class Inputs:
             await store.add(self._db, id, account, name, kind, self._clock.wall())
             taken.moved[digest] = id
             try:
-                stored = await self._blobs.put(id, _body(url), self.uploads.max_bytes, label_of(name, kind))
+                stored = await self._blobs.put(id, data_body(url), self.uploads.max_bytes, label_of(name, kind))
             except BlobTooLarge as error:
-                raise _BadDataURL(f"The file has {error}") from error
+                raise BadDataURL(f"The file has {error}") from error
             if not await files.complete(self._db, id, stored.size, stored.sha256, stored.md5):
                 raise Conflict("bind_input_file")
         return reference(taken.moved[digest], name)
@@ -184,6 +184,21 @@ class Inputs:
         for moved in await self._referred(value, prediction):
             urls[moved] = f"{origin}/{moved.removeprefix(REFERENCE)}"
         _replace(value, lambda url: _for_worker(url, urls))
+        return msgspec.json.encode(value).decode()
+
+    async def handed_over(self, text: str, prediction: str, hand: Callable[[FileRow], Awaitable[str]]) -> str:
+        """Return the input for who cannot read from us: what `hand` returns for a file stands in the file's place."""
+        if not has_marks(text.encode()):
+            return text
+        value: Any = msgspec.json.decode(text)
+        named = await self._referred(value, prediction)
+        used = {row.id: row for row in await store.of_input(self._db, prediction)}
+        for url in _strings(value):
+            own = own_file(url)
+            if own is not None and own.id in used:
+                named[url] = used[own.id]
+        handed = {row.id: await hand(row) for row in {row.id: row for row in named.values()}.values()}
+        _replace(value, lambda url: handed[named[url].id] if url in named else url)
         return msgspec.json.encode(value).decode()
 
     async def _path(self, owner: Account, row: FileRow) -> str:
@@ -227,7 +242,7 @@ class Inputs:
             await reader.aclose()
 
 
-class _BadDataURL(ValueError):
+class BadDataURL(ValueError):
     """The data URL has no content that can be stored."""
 
 
@@ -245,7 +260,8 @@ def _unknown(path: str) -> FieldProblem:
     return FieldProblem("file_not_found", path, "There is no such file; it may have expired: upload it again")
 
 
-def _kind(url: str) -> str:
+def data_kind(url: str) -> str:
+    """Return the media type of a data URL."""
     head = url[5:].partition(",")[0]
     parts = [part for part in head.split(";") if part.lower() != "base64"]
     return safe_type(";".join(parts)) if parts and parts[0] else "text/plain"
@@ -263,7 +279,7 @@ def _content(url: str) -> Iterator[bytes]:
             piece = url[start : min(start + _PIECE, end)]
             yield binascii.a2b_base64(piece + "=" * (-len(piece) % 4), strict_mode=True)
     except (binascii.Error, ValueError) as error:
-        raise _BadDataURL("The data URL is not valid base64") from error
+        raise BadDataURL("The data URL is not valid base64") from error
 
 
 def _unescaped(text: str, start: int) -> Iterator[bytes]:
@@ -275,7 +291,8 @@ def _unescaped(text: str, start: int) -> Iterator[bytes]:
         start = end
 
 
-async def _body(url: str) -> AsyncIterator[bytes]:
+async def data_body(url: str) -> AsyncIterator[bytes]:
+    """Decode a data URL (one with a comma), a piece at a time; raises `BadDataURL`."""
     for piece in _content(url):
         yield piece
         # What takes it may wait for nothing until it has enough; others get their turn between the pieces.
@@ -288,7 +305,7 @@ async def _digest(url: str) -> str:
         for piece in _content(url):
             found.update(piece)
             await asyncio.sleep(0)
-    except _BadDataURL:
+    except BadDataURL:
         return ""
     return found.hexdigest()
 

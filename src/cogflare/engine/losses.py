@@ -3,7 +3,7 @@
 import structlog
 
 from cogflare.domain.clock import Clock
-from cogflare.domain.ids import SHARED, model_queue, version_queue
+from cogflare.domain.ids import SHARED, is_route_queue, model_queue, version_queue
 from cogflare.domain.phases import Outcome, Phase, Status
 from cogflare.engine import endings
 from cogflare.engine.backoff import AVOID_US, Backoff
@@ -75,7 +75,8 @@ class Losses:
                 is_done = await self._stops.stop(row, stop, live)
             else:
                 avoid = await self._avoided(row, state, started_at is None and is_innocent)
-                is_done = await self._requeue(row, lost, started_at, avoid, renewals)
+                queues = await self.queues(row, state.queue)
+                is_done = await self._requeue(row, queues, lost, started_at, avoid, renewals)
             if is_done:
                 self._stops.feeds.changed(key[0])
                 again = error is None
@@ -99,10 +100,15 @@ class Losses:
         return INTERRUPTED if is_text and not (model is not None and model.rerun) else None
 
     async def _requeue(
-        self, row: PredictionRow, lost: Statement, started_at: int | None, avoid: str | None, renewals: int | None
+        self,
+        row: PredictionRow,
+        queues: tuple[str, ...],
+        lost: Statement,
+        started_at: int | None,
+        avoid: str | None,
+        renewals: int | None,
     ) -> bool:
-        """Take a prediction back to the queue: after a pause if this is a strike, at once if it had not started."""
-        queues = await self._queues(row)
+        """Take a prediction back to its queues: after a pause if this is a strike, at once if it had not started."""
         pause_us = 0 if started_at is None else self._backoff.pause_us(row.strikes + 1)
         not_before = self._clock.wall() + pause_us
         avoid_until = not_before + AVOID_US
@@ -130,7 +136,10 @@ class Losses:
         pinned = row.version if row.pinned else None
         return await fleet.has_other_worker(self._db, worker, catalogs, (owner, name), pinned)
 
-    async def _queues(self, row: PredictionRow) -> tuple[str, ...]:
+    async def queues(self, row: PredictionRow, last: str) -> tuple[str, ...]:
+        """Return where a prediction waits again that waited in `last`: there, if only its route takes it further."""
+        if row.routed and is_route_queue(last):
+            return (last,)
         if row.pinned:
             return (version_queue(row.catalog, row.version),)
         owner, _, name = row.model.partition("/")

@@ -22,6 +22,7 @@ from cogflare.engine.dispatcher import CHANNEL_QUEUE, Dispatcher, Seat
 from cogflare.engine.inputs import Inputs
 from cogflare.engine.live import Live, view_live
 from cogflare.engine.losses import Losses
+from cogflare.engine.router import Plan, Router
 from cogflare.engine.stops import CHANNEL_CANCEL, CHANNEL_ENDED, Stops
 from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_waiting
 from cogflare.engine.waiters import Waiter, Waiters
@@ -31,7 +32,8 @@ from cogflare.store import predictions as store
 from cogflare.store.base import Conflict, Database, Hint, Row, Statement
 from cogflare.store.catalog import Caller
 from cogflare.store.limits import Filter
-from cogflare.store.predictions import NewPrediction, PredictionRow, Query
+from cogflare.store.listing import Query, list_page
+from cogflare.store.predictions import NewPrediction, PredictionRow
 
 CANCEL_BATCH = 1_000
 _LOOK_AGAIN_S = 5.0
@@ -43,13 +45,15 @@ PAGE_BYTES = 16 << 20  # of inputs, outputs and logs together
 
 Beside = Callable[[NewPrediction], Sequence[Statement]]
 """What else belongs into the unit that writes a prediction."""
+Learned = Callable[[Live, Finish | None], None]
+"""Hears of each run that has ended; without a finish it was stopped."""
 
 
 class Order(msgspec.Struct, frozen=True):
     """What a client asks for. `input` is the JSON text of an object as sent, `values` the same decoded.
 
     `cancel_after` is in microseconds from the creation. `webhook_origin`, under which the client knows this server,
-    begins the URLs in what the webhook gets.
+    begins the URLs in what the webhook gets. `route` is its own wish (JSON text), `hops` counts the servers before us.
     """
 
     input: bytes
@@ -60,6 +64,8 @@ class Order(msgspec.Struct, frozen=True):
     webhook_events: str | None = None
     cancel_after: int | None = None
     webhook_origin: str | None = None
+    route: str | None = None
+    hops: int = 0
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -86,6 +92,8 @@ class Predictions:
         losses: Losses,
         max_queued: int | None = None,
         inputs: Inputs | None = None,
+        learned: Learned = lambda live, finish: None,
+        router: Router | None = None,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -96,6 +104,8 @@ class Predictions:
         self._losses = losses
         self._max_queued = max_queued
         self._inputs = inputs
+        self._learned = learned
+        self._router = router
         self._new: dict[str, PredictionView] = {}
         self.lives = stops.lives
         self.feeds = stops.feeds
@@ -116,20 +126,18 @@ class Predictions:
     ) -> PredictionView:
         """Accept a prediction: it is durable when this returns. Waits up to `hold_s` seconds for its end.
 
-        Raises `NotFound`, `VersionNotFound`, `InvalidInput` or `QueueFull`, or what the statements `beside` it raise;
-        then nothing was changed. A prediction that has not ended within the hold is shown as `starting`, whatever it
-        does: clients take anything else for its end.
+        Raises `NotFound`, `VersionNotFound`, `InvalidInput`, `QueueFull`, or what a route makes of it (`BadRoute`,
+        `OverBudget`, `ProviderAway`), or what the statements `beside` it raise; then nothing was changed. A prediction
+        that has not ended within the hold is shown as `starting`, whatever it does: clients take anything else for its
+        end.
         """
-        target = await self._catalog.target(caller.account, model=order.model, version=order.version)
-        problems = target.validator.problems(order.values)
-        if problems:
-            raise InvalidInput(problems)
+        target, plan = await self._planned(caller, order)
         if self._inputs is None or target.files is None:
-            return await self._accept(self._new_prediction(caller, order, target, client_id), hold_s, beside)
+            return await self._accept(self._new_prediction(caller, order, target, plan, client_id), hold_s, beside)
         origin = order.webhook_origin or ""
         async with self._inputs.taking(caller.account, order.input, target.files, order.values, origin) as taken:
             order = msgspec.structs.replace(order, input=taken.input)
-            new = self._new_prediction(caller, order, target, client_id)
+            new = self._new_prediction(caller, order, target, plan, client_id)
             return await self._accept(new, hold_s, beside, taken.statements(new.id, new.account, new.created_at))
 
     async def _accept(
@@ -170,7 +178,7 @@ class Predictions:
 
     async def page(self, query: Query) -> Page:
         """Return a page of predictions, newest first; it ends early where it would be larger than `PAGE_BYTES`."""
-        rows = await store.list_page(self._db, query)
+        rows = await list_page(self._db, query)
         # The nearest to the cursor come first: those are the ones that a page that is cut off keeps.
         order = list(reversed(rows)) if query.is_upwards else rows
         shown: list[PredictionView] = []
@@ -291,13 +299,18 @@ class Predictions:
         finally:
             if seat is not None and not rows:
                 self._dispatcher.cancel(seat)
-        # Only now: until the unit is durable, a cancel may win. The store's hint wakes them too, but after this.
-        self._waiters.wake(live.prediction, result.ended)
-        self.feeds.ended(live, result)
-        self.drop(live)
+        self._ended(live, finish, result)
         if seat is not None:
             self._dispatcher.settle(seat, rows[end:])
         return "committed"
+
+    def _ended(self, live: Live, finish: Finish, result: endings.Result) -> None:
+        """Tell of an end; only now that it is durable, for until then a cancel may win."""
+        # The store's hint wakes them too, but after this.
+        self._waiters.wake(live.prediction, result.ended)
+        self.feeds.ended(live, result)
+        self._learned(live, finish)
+        self.drop(live)
 
     async def _goes_on(self, live: Live) -> bool:
         """Say whether the prediction has not ended: who cancels one ends it before its worker hears of that."""
@@ -319,8 +332,22 @@ class Predictions:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
+    async def _planned(self, caller: Caller, order: Order) -> tuple[Target, Plan]:
+        """Return what an order that can be carried out runs, and the way it takes."""
+        router = self._router
+        if router is None:
+            target = await self._catalog.target(caller.account, model=order.model, version=order.version)
+        else:
+            target = await router.target(caller.account, order.model, order.version, order.route)
+        problems = target.validator.problems(order.values)
+        if problems:
+            raise InvalidInput(problems)
+        if router is None:
+            return target, Plan(False, target.queues)
+        return target, await router.plan(caller, target, order.route, order.hops)
+
     def _new_prediction(
-        self, caller: Caller, order: Order, target: Target, client_id: str | None = None
+        self, caller: Caller, order: Order, target: Target, plan: Plan, client_id: str | None = None
     ) -> NewPrediction:
         now, bounds = self._clock.wall(), target.bounds
         return NewPrediction(
@@ -332,7 +359,7 @@ class Predictions:
             target.name,
             target.version,
             target.pinned,
-            target.queues,
+            plan.queues,
             caller.account,
             order.input.decode(),
             now,
@@ -347,6 +374,9 @@ class Predictions:
             start_by=None if bounds.start_limit_s is None else now + int(bounds.start_limit_s * 1_000_000),
             max_queued=self._max_queued,
             max_queued_model=bounds.max_queued,
+            routed=plan.routed,
+            route=order.route,
+            hops=order.hops,
         )
 
     async def _insert(self, new: NewPrediction, aside: Sequence[Statement] = ()) -> PredictionView:
@@ -385,6 +415,7 @@ class Predictions:
         if seat is None:
             hints = [Hint(CHANNEL_QUEUE, queue) for queue in new.queues]
             await self._db.write(*statements, hints=hints, landed=landed, yields=True)
+            self._poke(new)
             return created
         rows: Sequence[list[Row]] = ()
         try:
@@ -399,7 +430,12 @@ class Predictions:
         self._new.pop(new.id, None)
         if claimed is None or claimed.prediction != new.id:
             self._dispatcher.wake(new.queues)
+            self._poke(new)
         return created
+
+    def _poke(self, new: NewPrediction) -> None:
+        if new.routed and self._router is not None:
+            self._router.poke(new.account, f"{new.owner}/{new.name}")
 
     def new_base(self, prediction: str) -> PredictionView | None:
         """Return the view of a prediction whose create on this node claimed it at once."""
@@ -450,11 +486,14 @@ class Predictions:
             live = self.lives.get(hint.payload)
             if live is not None and not live.ending:
                 # It ended elsewhere, or by a cancel that this node has not heard of.
-                self.drop(live)
-                live.holder.cancel(live.key)
+                self._stopped(live)
         elif hint.channel == CHANNEL_CANCEL:
             prediction, _, attempt = hint.payload.partition(" ")
             live = self.lives.get(prediction)
             if live is not None and str(live.attempt) == attempt:
-                self.drop(live)
-                live.holder.cancel(live.key)
+                self._stopped(live)
+
+    def _stopped(self, live: Live) -> None:
+        self._learned(live, None)
+        self.drop(live)
+        live.holder.cancel(live.key)

@@ -118,7 +118,8 @@ class Repeats:
             is_same = not row.pinned and order.model == row.model
         else:
             is_same = row.pinned and order.version == row.version and order.model in (None, row.model)
-        if not is_same or (row.webhook, row.webhook_events) != (order.webhook, order.webhook_events):
+        told = (row.webhook, row.webhook_events, row.route)
+        if not is_same or told != (order.webhook, order.webhook_events, order.route):
             return False
         return await self._predictions.has_input(row, order.values)
 
@@ -131,5 +132,7 @@ def _keep_key(account: str, key: str, fingerprint: str, now: int, gone: str | No
 
 def _fingerprint(order: Order, token: str | None = None) -> str:
     """Return what is equal for orders that mean the same, whatever their spelling in JSON."""
-    meaning = (token, order.model, order.version, order.values, order.webhook, order.webhook_events)
+    meaning = [token, order.model, order.version, order.values, order.webhook, order.webhook_events]
+    if order.route is not None:
+        meaning.append(order.route)
     return hashlib.sha256(_json.encode(meaning)).hexdigest()

@@ -65,4 +65,6 @@ def _order(row: PredictionRow, text: str) -> Order:
         row.webhook,
         row.webhook_events,
         webhook_origin=row.webhook_origin,
+        route=row.route,
+        hops=row.hops,
     )

@@ -55,6 +55,8 @@ class Retention:
             _Chore(sweeps.deliveries, _LOOK_S),
             _Chore(sweeps.workers, _RARELY_S),
             _Chore(sweeps.flows, _RARELY_S),
+            _Chore(sweeps.ledgers, _RARELY_S),
+            _Chore(sweeps.run_times, _RARELY_S),
         ]
         self._offset_s: float | None = None
         self._held_until = 0.0

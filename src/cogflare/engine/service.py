@@ -124,6 +124,14 @@ class Outbox(Protocol):
         ...
 
 
+class Runs(Protocol):
+    """What drives runs at providers."""
+
+    async def stop(self) -> None:
+        """Drive nothing any more, within a bound; the runs go on there."""
+        ...
+
+
 class Engine:
     """The running engine of one node: starts and stops its roles, each within a bound.
 
@@ -141,6 +149,7 @@ class Engine:
         ticks: Mapping[str, Tick],
         streams: Streams | None = None,
         outbox: Outbox | None = None,
+        errands: Runs | None = None,
     ) -> None:
         self._db = db
         self._node = node
@@ -151,6 +160,7 @@ class Engine:
         self._ticks = ticks
         self._streams = streams
         self._outbox = outbox
+        self._errands = errands
         self._loops: list[asyncio.Task[None]] = []
         self.is_stopping = False
 
@@ -177,6 +187,8 @@ class Engine:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         flying = None if self._outbox is None else asyncio.ensure_future(self._outbox.stop(min(limit_s, FLIGHTS_S)))
+        if self._errands is not None:
+            await self._errands.stop()
         left = await self._tasks.settle(limit_s)
         if flying is not None:
             await flying

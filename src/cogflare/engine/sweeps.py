@@ -25,6 +25,8 @@ UNBOUND_US: Final = _HOUR_US
 UPLOADS_US: Final = 60_000_000  # for creates under way that have just seen the file
 WORKERS_US: Final = 30 * _DAY_US
 DELIVERIES_US: Final = 30 * _DAY_US
+LEDGERS_US: Final = 400 * _DAY_US  # so that a month can be held against that of a year ago
+RUN_TIMES_US: Final = 90 * _DAY_US
 
 
 class Sweeps:
@@ -96,3 +98,11 @@ class Sweeps:
         last = await retention.prune_flows(self._db, self._flow, _ROWS)
         self._flow = last or ("", "")
         return last is not None
+
+    async def ledgers(self, now: int) -> bool:
+        """Forget what was spent and run more than a year ago."""
+        return await retention.prune_ledgers(self._db, now - LEDGERS_US, _ROWS)
+
+    async def run_times(self, now: int) -> bool:
+        """Forget how long runs took of what has not run for three months."""
+        return await retention.prune_run_times(self._db, now - RUN_TIMES_US, _ROWS)

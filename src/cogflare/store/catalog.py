@@ -113,6 +113,11 @@ async def add_token(db: Database, account: str, token: NewToken) -> bool:
     return bool(rows[1])
 
 
+async def has_token(db: Database, account: str, token: str) -> bool:
+    """Say whether a token of that id, revoked or not, is this account's."""
+    return bool(await db.read("token_of_account", id=token, account=account))
+
+
 async def list_tokens(db: Database, account: str | None, after: str, limit: int) -> list[TokenRow]:
     """Return tokens by id; `account` None means all accounts."""
     return [TokenRow(*row) for row in await db.read("list_tokens", account=account, after=after, limit=limit)]

@@ -67,6 +67,7 @@ class AttemptState(msgspec.Struct, frozen=True):
     log_bytes: int
     current: int
     phase: str
+    queue: str
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -85,6 +86,15 @@ class WorkerRow(msgspec.Struct, frozen=True):
     quarantine: str | None
     quarantined_at: int | None
     busy: int
+
+
+class Offering(msgspec.Struct, frozen=True):
+    """What a worker runs, and on what: `models` has owner/name by version; `gpu` is empty where it is not known."""
+
+    account: str
+    name: str
+    models: dict[str, str]
+    gpu: str
 
 
 class AttemptRow(msgspec.Struct, frozen=True):
@@ -137,7 +147,7 @@ def renew(worker: str, epoch: int, held: Sequence[AttemptKey]) -> Statement:
 
 
 async def live_attempts(db: Database) -> list[LiveAttempt]:
-    """Return every attempt that has not ended."""
+    """Return every attempt of a worker that has not ended."""
     return [LiveAttempt(*row) for row in await db.read("live_attempts")]
 
 
@@ -166,6 +176,22 @@ async def get_attempt(db: Database, prediction: str, attempt: int) -> AttemptSta
 async def list_attempts(db: Database, prediction: str) -> list[AttemptRow]:
     """Return the tries of a prediction, first to last."""
     return [AttemptRow(*row) for row in await db.read("list_attempts", prediction=prediction)]
+
+
+async def offerings(db: Database, workers: Sequence[str]) -> dict[str, Offering]:
+    """Return what these workers run, by worker, as far as they are known."""
+    rows = await db.read("worker_offerings", workers=msgspec.json.encode(workers).decode())
+    return {id: Offering(account, name, _models(offers), gpu_of(agent)) for id, account, name, offers, agent in rows}
+
+
+def gpu_of(agent: str) -> str:
+    """Return the GPU of which a worker's hello (JSON text) told; empty where it told of none."""
+    told = msgspec.json.decode(agent).get("gpu", "")
+    return told if isinstance(told, str) else ""
+
+
+def _models(offers: str) -> dict[str, str]:
+    return {offer["version"]: f"{offer['owner']}/{offer['name']}" for offer in msgspec.json.decode(offers)}
 
 
 async def list_workers(db: Database, account: str | None, after: str, limit: int) -> list[WorkerRow]:

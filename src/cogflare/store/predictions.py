@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec import Raw
 
-from cogflare.domain.ids import HIGHEST_ID, lowest_id, model_queue, version_queue
+from cogflare.domain.ids import is_route_queue, model_queue, version_queue
 from cogflare.domain.phases import Phase, Status
 from cogflare.store.base import Database, Row, Statement, Value
 
@@ -21,6 +21,7 @@ class NewPrediction(msgspec.Struct, frozen=True):
     """What a create writes. `queues` may all run it; `input` is JSON text; times are microseconds.
 
     It is written only while fewer than `max_queued` wait for the account, and than `max_queued_model` for the model.
+    `routed`: a provider may run it too. `route` is the request's own wish (JSON), `hops` the servers it came through.
     """
 
     id: str
@@ -47,6 +48,9 @@ class NewPrediction(msgspec.Struct, frozen=True):
     start_by: int | None = None
     max_queued: int | None = None
     max_queued_model: int | None = None
+    routed: bool = False
+    route: str | None = None
+    hops: int = 0
 
 
 class PredictionRow(msgspec.Struct, frozen=True):
@@ -85,6 +89,10 @@ class PredictionRow(msgspec.Struct, frozen=True):
     struck_out: bool
     requeued_as: str | None
     webhook_origin: str | None
+    token: str
+    routed: bool
+    route: str | None
+    hops: int
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -155,28 +163,6 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
 
 
-class Query(msgspec.Struct, frozen=True):
-    """Which predictions of an account to list: `before` and `after` are ids, the created bounds microseconds.
-
-    `struck_out`: only those that failed because their attempts were lost, and that nobody has looked after yet.
-    """
-
-    account: str
-    status: str | None = None
-    model: str | None = None
-    before: str | None = None
-    after: str | None = None
-    created_from: int = 0
-    created_to: int = FAR_FUTURE
-    limit: int = 100
-    struck_out: bool = False
-
-    @property
-    def is_upwards(self) -> bool:
-        """Whether the page is the one before a cursor."""
-        return self.before is None and self.after is not None
-
-
 _json = msgspec.json.Encoder()
 
 
@@ -207,11 +193,12 @@ def insert(new: NewPrediction) -> list[Statement]:
     fields = msgspec.structs.asdict(new)
     owner, name, queues = fields.pop("owner"), fields.pop("name"), fields.pop("queues")
     apart = len(new.input) > INLINE_BYTES
+    held = [queue for queue in queues if is_route_queue(queue)]
     fields |= {
         "model": f"{owner}/{name}",
         "input": None if apart else new.input,
         "model_queue": model_queue(new.catalog, owner, name),
-        "version_queue": version_queue(new.catalog, new.version),
+        "version_queue": held[0] if held else version_queue(new.catalog, new.version),
     }
     statements = [Statement("insert_prediction", fields, needs="row")]
     if apart:
@@ -404,40 +391,13 @@ def checkpoint(points: Sequence[Checkpoint], chunks: Sequence[Chunk]) -> list[St
 async def get(db: Database, prediction: str) -> PredictionRow | None:
     """Return the stored prediction."""
     rows = await db.read("get_prediction", id=prediction)
-    return _row(rows[0]) if rows else None
+    return row_of(rows[0]) if rows else None
 
 
 async def get_by_client_id(db: Database, account: str, client_id: str) -> PredictionRow | None:
     """Return the stored prediction to which its client gave this id."""
     rows = await db.read("get_client_prediction", account=account, client_id=client_id)
-    return _row(rows[0]) if rows else None
-
-
-async def list_page(db: Database, query: Query) -> list[PredictionRow]:
-    """Return a page of predictions, newest first."""
-    filters: dict[str, Value] = {"status": query.status, "model": query.model}
-    bounds: dict[str, Value] = {
-        "account": query.account,
-        "created_from": query.created_from,
-        "created_to": query.created_to,
-    }
-    # An id begins with the time of its creation, so bounds in time are bounds of the index too.
-    after = max(query.after or "", lowest_id(query.created_from))
-    if query.is_upwards:
-        upwards = "list_struck_out_upwards" if query.struck_out else "list_predictions_upwards"
-        rows = await db.read(upwards, **bounds, **filters, after=after, limit=query.limit)
-        return [_row(row) for row in reversed(rows)]
-    before = min(query.before or HIGHEST_ID, lowest_id(query.created_to + 1000))
-    page: dict[str, Value] = {**bounds, "before": before, "after": after, "limit": query.limit}
-    if query.struck_out:
-        rows = await db.read("list_struck_out", **page, **filters)
-    elif query.model is not None:
-        rows = await db.read("list_predictions_by_model", **page, **filters)
-    elif query.status is not None:
-        rows = await db.read("list_predictions_by_status", **page, status=query.status)
-    else:
-        rows = await db.read("list_predictions", **page)
-    return [_row(row) for row in rows]
+    return row_of(rows[0]) if rows else None
 
 
 async def inputs(db: Database, predictions: Sequence[str]) -> dict[str, str]:
@@ -458,9 +418,10 @@ def is_ended(row: PredictionRow) -> bool:
     return row.phase == Phase.ENDED
 
 
-def _row(row: Row) -> PredictionRow:
+def row_of(row: Row) -> PredictionRow:
+    """Return a prediction as the store answers it."""
     found = PredictionRow(*row)
-    flags = {name: bool(getattr(found, name)) for name in ("pinned", "data_removed", "struck_out")}
+    flags = {name: bool(getattr(found, name)) for name in ("pinned", "data_removed", "struck_out", "routed")}
     return msgspec.structs.replace(found, **flags)
 
 

@@ -43,6 +43,17 @@ class SetupFailure(msgspec.Struct, frozen=True):
     now: int
 
 
+class Setup(msgspec.Struct, frozen=True):
+    """What a worker reports that begins to set its model up; `offers` is JSON text."""
+
+    worker: str
+    account: str
+    token: str
+    name: str
+    offers: str
+    now: int
+
+
 # --- pauses ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +154,20 @@ async def note_setup_failure(db: Database, failure: SetupFailure) -> bool:
     except Conflict:
         return False
     return True
+
+
+async def note_setup(db: Database, setup: Setup) -> bool:
+    """Show a worker that sets its model up; False if its id belongs to another account."""
+    try:
+        await db.write(Statement("note_setup", msgspec.structs.asdict(setup), needs="row"))
+    except Conflict:
+        return False
+    return True
+
+
+async def note_setup_over(db: Database, worker: str, account: str) -> None:
+    """Note that a worker does not set its model up any more."""
+    await db.write(Statement("note_setup_over", {"worker": worker, "account": account}))
 
 
 def _standing(rows: Sequence[Row]) -> Standing | None:

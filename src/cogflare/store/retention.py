@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cogflare.domain.ids import lowest_id
+from cogflare.domain.money import day_of
 from cogflare.store.base import Database, Statement, Value
 
 HIDDEN = 1
@@ -72,11 +73,12 @@ async def prunable_records(db: Database, before: int, limit: int) -> list[str]:
 
 
 async def delete_records(db: Database, predictions: Sequence[str]) -> None:
-    """Forget predictions that have no data, with their attempts and deliveries."""
+    """Forget predictions that have no data, with their attempts, errands and deliveries."""
     ids = {"predictions": _text(predictions)}
     await db.write(
         Statement("delete_predictions", ids),
         Statement("delete_attempts", ids),
+        Statement("delete_errands", ids),
         Statement("delete_tries", ids),
         Statement("delete_deliveries", ids),
         yields=True,
@@ -115,3 +117,18 @@ async def prune_flows(db: Database, after: FlowKey, limit: int) -> FlowKey | Non
     last = {"last_queue": queue, "last_flow": flow}
     await db.write(Statement("lock_flows", {}), Statement("prune_flows", {**key, **last}))
     return queue, flow
+
+
+async def prune_ledgers(db: Database, before: int, limit: int) -> bool:
+    """Forget what was spent, paid and run on days before this time; False when none are left."""
+    term: dict[str, Value] = {"cutoff": day_of(before), "limit": limit}
+    prunes = [Statement(f"prune_{ledger}", term) for ledger in ("spending", "costs", "usage")]
+    _, *gone = await db.write(Statement("lock_flows", {}), *prunes, yields=True)
+    return any(len(rows) == limit for rows in gone)
+
+
+async def prune_run_times(db: Database, before: int, limit: int) -> bool:
+    """Forget the run times of what has not run since this time; False when none are left."""
+    prune = Statement("prune_run_times", {"cutoff": before, "limit": limit})
+    _, gone = await db.write(Statement("lock_flows", {}), prune, yields=True)
+    return len(gone) == limit

@@ -59,6 +59,11 @@ async def remember_fingerprint(db: Database, value: str) -> str:
 
 
 async def forget_secrets(db: Database) -> int:
-    """Remove all secrets and the fingerprint of their key; return how many secrets there were."""
-    rows = await db.write(Statement("remove_secrets", {}), Statement("remove_fingerprint", {}))
-    return len(rows[0])
+    """Remove all secrets, the keys of providers too, and the fingerprint of their key; return how many there were.
+
+    Providers stay, paused until they are given their keys again.
+    """
+    secrets, keys, _ = await db.write(
+        Statement("remove_secrets", {}), Statement("remove_provider_keys", {}), Statement("remove_fingerprint", {})
+    )
+    return len(secrets) + len(keys)

@@ -25,6 +25,9 @@ WHERE t.hash = :hash AND t.revoked_at IS NULL;
 -- name: token_is_valid
 SELECT 1 FROM tokens WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now);
 
+-- name: token_of_account
+SELECT 1 FROM tokens WHERE id = :id AND account = :account;
+
 -- name: list_tokens
 SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at
 FROM tokens AS t JOIN accounts AS a ON a.id = t.account

@@ -19,12 +19,14 @@
 -- What another node is just committing is not seen, so several nodes may exceed a limit by what they commit at once.
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
-    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin
+    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin,
+    routed, route, hops
 )
 SELECT :id::text, :account::text, :token::text, :catalog::text, :model::text, :version::text, :pinned::bigint,
     :flow::text, :priority::bigint, 'queued', 'starting', :created_at::bigint, :deadline::bigint, :input::text,
     :webhook::text, :webhook_events::text, :stream_key::text, :client_id::text, :run_limit_s::double precision,
-    :start_by::bigint, :webhook_host::text, :webhook_origin::text
+    :start_by::bigint, :webhook_host::text, :webhook_origin::text,
+    :routed::bigint, :route::text, :hops::bigint
 WHERE (:max_queued::bigint IS NULL
         OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
     AND (:max_queued_model::bigint IS NULL
@@ -236,7 +238,7 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions WHERE id = :id;
 
 -- name: get_client_prediction
@@ -244,14 +246,14 @@ FROM predictions WHERE id = :id;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -260,7 +262,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -270,7 +272,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND model = :model AND (:status::text IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -281,7 +283,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND (:status::text IS NULL OR status = :status) AND (:model::text IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

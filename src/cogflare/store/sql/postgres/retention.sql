@@ -46,15 +46,20 @@ DELETE FROM chunks WHERE prediction = :prediction AND (attempt, kind, position) 
 RETURNING position;
 
 -- name: prunable_records
--- Predictions without data that ended before `cutoff`, all of whose slots are free; `below` bounds their ids.
+-- Predictions without data that ended before `cutoff`, all of whose slots are free and errands over; `below`
+-- bounds their ids.
 SELECT p.id FROM predictions AS p
 WHERE p.id < :below AND p.phase = 'ended' AND p.data_removed = 2 AND p.completed_at < :cutoff
     AND NOT EXISTS (
         SELECT 1 FROM attempts AS a WHERE a.prediction = p.id AND (a.ended_at IS NULL OR a.slot_freed_at IS NULL))
+    AND NOT EXISTS (SELECT 1 FROM errands AS e WHERE e.prediction = p.id AND e.state <> 'over')
 ORDER BY p.id LIMIT :limit;
 
 -- name: delete_attempts
 DELETE FROM attempts WHERE prediction IN (SELECT json_array_elements_text(:predictions::json));
+
+-- name: delete_errands
+DELETE FROM errands WHERE prediction = ANY (ARRAY(SELECT json_array_elements_text(:predictions::json)));
 
 -- name: delete_tries
 DELETE FROM delivery_tries WHERE delivery IN (
@@ -88,7 +93,8 @@ DELETE FROM workers WHERE id = :worker AND state <> 'online' AND changed_at < :c
 SELECT queue, flow FROM flows WHERE (queue, flow) > (:queue, :flow) ORDER BY queue, flow LIMIT :limit;
 
 -- name: lock_flows
--- As the triggers of the queue do: whoever changes flows holds this lock until the commit.
+-- As the triggers of the queue do: whoever changes flows holds this lock until the commit. So does whoever changes rows
+-- that all nodes share besides them (ledgers), or takes locks after it: in any other order nodes would end in deadlocks.
 SELECT pg_advisory_xact_lock(1718382455);
 
 -- name: prune_flows
@@ -98,3 +104,23 @@ DELETE FROM flows
 WHERE (queue, flow) > (:queue, :flow) AND (queue, flow) <= (:last_queue, :last_flow) AND waiting = 0
     AND virtual_time <= coalesce(
         (SELECT min(g.virtual_time) FROM flows AS g WHERE g.queue = flows.queue AND g.waiting > 0), virtual_time);
+
+-- name: prune_spending
+-- `cutoff` is a day; a month comes before each of its days.
+DELETE FROM spending WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM spending WHERE since < :cutoff ORDER BY since LIMIT :limit))
+RETURNING since;
+
+-- name: prune_costs
+DELETE FROM costs WHERE ctid = ANY (ARRAY(SELECT ctid FROM costs WHERE day < :cutoff ORDER BY day LIMIT :limit))
+RETURNING day;
+
+-- name: prune_usage
+DELETE FROM usage WHERE ctid = ANY (ARRAY(SELECT ctid FROM usage WHERE day < :cutoff ORDER BY day LIMIT :limit))
+RETURNING day;
+
+-- name: prune_run_times
+-- Those that no run was added to since `cutoff`.
+DELETE FROM run_times WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM run_times WHERE changed_at < :cutoff ORDER BY changed_at LIMIT :limit))
+RETURNING changed_at;

@@ -29,3 +29,10 @@ DELETE FROM secrets RETURNING id;
 
 -- name: remove_fingerprint
 DELETE FROM vault;
+
+-- name: remove_provider_keys
+-- Nothing goes to a provider without its key, until somebody gives it again.
+UPDATE providers SET
+    sealed = '', hint = '', changed_at = changed_at + 1, paused_until = 9007199254740991,
+    pause_reason = 'its key was sealed with a secret_key of the server that is lost: give it again'
+RETURNING id;

@@ -9,7 +9,7 @@ INSERT INTO workers (
 ON CONFLICT (id) DO UPDATE SET
     token = excluded.token, name = excluded.name, instance = excluded.instance, node = excluded.node,
     link_epoch = workers.link_epoch + 1, state = 'online', offers = excluded.offers, agent = excluded.agent,
-    connected_at = excluded.connected_at, changed_at = excluded.changed_at,
+    connected_at = excluded.connected_at, changed_at = excluded.changed_at, setup_since = NULL,
     losses = CASE WHEN workers.quarantine IS NOT NULL AND workers.instance <> excluded.instance THEN :probation
                   ELSE workers.losses END,
     quarantined_at = CASE WHEN workers.instance <> excluded.instance THEN NULL ELSE workers.quarantined_at END,
@@ -84,14 +84,17 @@ WHERE holder = :worker AND slot_freed_at IS NULL AND ended_at IS NULL
 RETURNING prediction, attempt;
 
 -- name: live_attempts
-SELECT prediction, attempt, holder, renewals FROM attempts WHERE ended_at IS NULL;
+-- Those of workers: what a provider runs has no lease.
+SELECT prediction, attempt, holder, renewals FROM attempts
+WHERE ended_at IS NULL AND substr(holder, 1, 9) <> 'provider:';
 
 -- name: occupied_slots
 -- Slots that are taken, whether or not the attempt in them has ended.
 SELECT prediction, attempt, holder, ended_at FROM attempts WHERE slot_freed_at IS NULL;
 
 -- name: get_attempt
-SELECT a.holder, a.link_epoch, a.renewals, a.started_at, a.ended_at, a.outcome, a.output_items, a.log_bytes, p.attempt, p.phase
+SELECT a.holder, a.link_epoch, a.renewals, a.started_at, a.ended_at, a.outcome, a.output_items, a.log_bytes, p.attempt,
+    p.phase, a.queue
 FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction
 WHERE a.prediction = :prediction AND a.attempt = :attempt;
 
@@ -101,6 +104,9 @@ SELECT w.id, w.account, w.name, w.node, w.link_epoch, w.state, w.offers, w.agent
     (SELECT count(*) FROM attempts AS a WHERE a.holder = w.id AND a.slot_freed_at IS NULL)
 FROM workers AS w
 WHERE (:account IS NULL OR w.account = :account) AND w.id > :after ORDER BY w.id LIMIT :limit;
+
+-- name: worker_offerings
+SELECT id, account, name, offers, agent FROM workers WHERE id IN (SELECT value FROM json_each(:workers));
 
 -- name: has_other_worker
 -- Whether a healthy worker other than `worker` is connected and offers the model, in the version if one is given.

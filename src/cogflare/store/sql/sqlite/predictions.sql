@@ -5,11 +5,12 @@
 -- model those of its queue and of one version's: two short index scans, since both are sums over flows that wait.
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
-    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin
+    webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin,
+    routed, route, hops
 )
 SELECT :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
     :deadline, :input, :webhook, :webhook_events, :stream_key, :client_id, :run_limit_s, :start_by,
-    :webhook_host, :webhook_origin
+    :webhook_host, :webhook_origin, :routed, :route, :hops
 WHERE (:max_queued IS NULL
         OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
     AND (:max_queued_model IS NULL
@@ -196,7 +197,7 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions WHERE id = :id;
 
 -- name: get_client_prediction
@@ -204,14 +205,14 @@ FROM predictions WHERE id = :id;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -220,7 +221,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -230,7 +231,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND model = :model AND (:status IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -241,7 +242,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND (:status IS NULL OR status = :status) AND (:model IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

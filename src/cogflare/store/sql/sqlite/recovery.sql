@@ -39,7 +39,7 @@ WHERE not_before IS NOT NULL AND prediction IN (SELECT value FROM json_each(:pre
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND struck_out = 1 AND (:status IS NULL OR status = :status)
     AND (:model IS NULL OR model = :model)
@@ -51,7 +51,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin
+    webhook_origin, token, routed, route, hops
 FROM predictions
 WHERE account = :account AND struck_out = 1 AND (:status IS NULL OR status = :status)
     AND (:model IS NULL OR model = :model)
@@ -111,6 +111,20 @@ INSERT INTO workers (
 ) VALUES (:worker, :account, :token, :name, '', '', 0, 'offline', :offers, '{}', :now, :now, :reason, :now)
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, instance = '', changed_at = excluded.changed_at, quarantine = excluded.quarantine,
-    quarantined_at = excluded.quarantined_at
+    quarantined_at = excluded.quarantined_at, setup_since = NULL
     WHERE workers.account = excluded.account
 RETURNING id;
+
+-- name: note_setup
+-- A worker that sets its model up is shown before it opens a link. A worker id that belongs to another account returns
+-- no row.
+INSERT INTO workers (
+    id, account, token, name, instance, node, link_epoch, state, offers, agent, connected_at, changed_at, setup_since
+) VALUES (:worker, :account, :token, :name, '', '', 0, 'offline', :offers, '{}', :now, :now, :now)
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, setup_since = excluded.setup_since
+    WHERE workers.account = excluded.account
+RETURNING id;
+
+-- name: note_setup_over
+-- It does not set its model up any more, and nothing is wrong with it.
+UPDATE workers SET setup_since = NULL WHERE id = :worker AND account = :account RETURNING id;

@@ -42,15 +42,20 @@ DELETE FROM chunks WHERE prediction = :prediction AND (attempt, kind, position) 
 RETURNING position;
 
 -- name: prunable_records
--- Predictions without data that ended before `cutoff`, all of whose slots are free; `below` bounds their ids.
+-- Predictions without data that ended before `cutoff`, all of whose slots are free and errands over; `below`
+-- bounds their ids.
 SELECT p.id FROM predictions AS p
 WHERE p.id < :below AND p.phase = 'ended' AND p.data_removed = 2 AND p.completed_at < :cutoff
     AND NOT EXISTS (
         SELECT 1 FROM attempts AS a WHERE a.prediction = p.id AND (a.ended_at IS NULL OR a.slot_freed_at IS NULL))
+    AND NOT EXISTS (SELECT 1 FROM errands AS e WHERE e.prediction = p.id AND e.state <> 'over')
 ORDER BY p.id LIMIT :limit;
 
 -- name: delete_attempts
 DELETE FROM attempts WHERE prediction IN (SELECT value FROM json_each(:predictions));
+
+-- name: delete_errands
+DELETE FROM errands WHERE prediction IN (SELECT value FROM json_each(:predictions));
 
 -- name: delete_tries
 DELETE FROM delivery_tries WHERE delivery IN (
@@ -93,3 +98,25 @@ DELETE FROM flows
 WHERE (queue, flow) > (:queue, :flow) AND (queue, flow) <= (:last_queue, :last_flow) AND waiting = 0
     AND virtual_time <= coalesce(
         (SELECT min(g.virtual_time) FROM flows AS g WHERE g.queue = flows.queue AND g.waiting > 0), virtual_time);
+
+-- name: prune_spending
+-- `cutoff` is a day; a month comes before each of its days.
+DELETE FROM spending WHERE (account, scope, ref, since) IN (
+    SELECT account, scope, ref, since FROM spending WHERE since < :cutoff ORDER BY since LIMIT :limit)
+RETURNING since;
+
+-- name: prune_costs
+DELETE FROM costs WHERE (account, day, token, model, provider_name) IN (
+    SELECT account, day, token, model, provider_name FROM costs WHERE day < :cutoff ORDER BY day LIMIT :limit)
+RETURNING day;
+
+-- name: prune_usage
+DELETE FROM usage WHERE (account, day, model) IN (
+    SELECT account, day, model FROM usage WHERE day < :cutoff ORDER BY day LIMIT :limit)
+RETURNING day;
+
+-- name: prune_run_times
+-- Those that no run was added to since `cutoff`.
+DELETE FROM run_times WHERE (catalog, model, version, gpu) IN (
+    SELECT catalog, model, version, gpu FROM run_times WHERE changed_at < :cutoff ORDER BY changed_at LIMIT :limit)
+RETURNING changed_at;

@@ -1,0 +1,47 @@
+"""The name of this machine's GPU, as NVIDIA's tool tells it; run times are learned by it."""
+
+import asyncio
+import shutil
+from collections import Counter
+from typing import Final
+
+_TIMEOUT_S: Final = 5.0
+_MOST: Final = 4_000  # bytes of an answer that are read: more than any machine has GPUs for
+_QUERY: Final = ("--query-gpu=name", "--format=csv,noheader")
+
+
+async def gpu_name() -> str | None:
+    """Return the names of the GPUs here, such as "2 x NVIDIA A40"; None where there is none that can be named."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asking = asyncio.create_task(_ask(tool))
+    try:
+        # Not waited for after that: no tool that hangs may hold the worker up, not even with its end.
+        done, _ = await asyncio.wait({asking}, timeout=_TIMEOUT_S)
+        return _shown(asking.result()) if done else None
+    except OSError:
+        return None
+    finally:
+        asking.cancel()
+
+
+async def _ask(tool: str) -> bytes:
+    pipe, silent = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(tool, *_QUERY, stdin=silent, stdout=pipe, stderr=silent)
+    assert process.stdout is not None
+    try:
+        said = b""
+        while part := await process.stdout.read(_MOST):
+            said = said or part
+        return said if await process.wait() == 0 else b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+def _shown(said: bytes) -> str | None:
+    names = [" ".join(line.split()) for line in said.decode(errors="replace").splitlines()]
+    counts = Counter(name for name in names if name)
+    return ", ".join(name if many == 1 else f"{many} x {name}" for name, many in counts.items()) or None

@@ -1,0 +1,36 @@
+-- What is asked about one prediction: what it waits for, and what it took.
+
+-- name: entries_of
+SELECT queue, not_before, avoid_worker, avoid_until FROM queue_entries WHERE prediction = :prediction ORDER BY queue;
+
+-- name: provider_waits
+-- How long the last runs of a model waited at a provider before they started there, the newest first.
+SELECT a.started_at - e.created_at FROM errands AS e
+JOIN attempts AS a ON a.prediction = e.prediction AND a.attempt = e.attempt
+WHERE e.account = :account AND e.created_at > :since AND e.provider = :provider AND e.model = :model
+    AND a.started_at IS NOT NULL
+ORDER BY e.created_at DESC LIMIT :limit;
+
+-- name: attempt_costs
+SELECT attempt, cost FROM attempts WHERE prediction = :prediction AND cost IS NOT NULL;
+
+-- name: prediction_bytes
+-- Bytes of the input and of the output, each null where it is gone or there is none.
+SELECT
+    coalesce(
+        octet_length(p.input),
+        (SELECT sum(octet_length(i.data))::bigint FROM inputs AS i WHERE i.prediction = p.id)),
+    coalesce(
+        octet_length(p.output), p.output_bytes,
+        (SELECT sum(octet_length(c.data))::bigint FROM chunks AS c
+            WHERE c.prediction = p.id AND c.attempt = p.attempt AND c.kind = 'output'))
+FROM predictions AS p WHERE p.id = :prediction AND p.data_removed = 0;
+
+-- name: prediction_files
+-- Files that its input names, and those of its output: how many, and their bytes.
+SELECT 'input', count(*), coalesce(sum(f.size), 0)::bigint
+FROM file_uses AS u JOIN files AS f ON f.id = u.file WHERE u.prediction = :prediction
+UNION ALL
+SELECT 'output', count(*), coalesce(sum(f.size), 0)::bigint
+FROM files AS f
+WHERE f.prediction = :prediction AND f.attempt = :attempt AND f.purpose = 'output' AND f.size IS NOT NULL;
