@@ -125,6 +125,7 @@ class Runtime:
     async def stop(self) -> None:
         """Stop the engine within the configured limit, and close the store. Twice is harmless."""
         await self.engine.stop(self.settings.stop_s)
+        await self.elsewhere.learning.stop()
         await self.elsewhere.aclose()
         await self.outgoing.aclose()
         await self.blobs.aclose()
@@ -241,10 +242,10 @@ class Elsewhere:
             *explain.routes(receipts, errands),
         ]
 
-    def explanations(self, api: Api) -> Explanations:
+    def explanations(self, api: Api, errands: Errands) -> Explanations:
         """Return what says why predictions wait."""
         forecasts = Forecasts(self.db, self.clock, self.figures)
-        return Explanations(self.db, self.clock, api.predictions, self.figures, forecasts, self.router)
+        return Explanations(self.db, self.clock, api.predictions, self.figures, forecasts, self.router, errands)
 
     async def aclose(self) -> None:
         """Close the connections to providers."""
@@ -369,7 +370,7 @@ def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     own = None if settings.database().startswith("sqlite:") else node
     engine = Engine(db, own, fleet, jobs, waiters, tasks, ticks, streams, outbox, errands)
     api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body, repeats, reach)
-    web = _routes(api, settings, streams, inputs, elsewhere.explanations(api))
+    web = _routes(api, settings, streams, inputs, elsewhere.explanations(api, errands))
     web += [*webhooks.routes(api, secrets, log), *elsewhere.web(api, errands)]
     app = Application(api, table(web), Gateway(fleet))
     return Runtime(settings, db, engine, accounts, clock, app, vault, secrets, outgoing, blobs, elsewhere)

@@ -158,6 +158,13 @@ async def test_a_key_that_is_lost_with_the_servers_own_has_to_be_given_again(pos
     assert (again["check"]["ok"], again["paused"]) == (True, None)
 
 
+async def test_a_check_may_be_about_one_endpoint(post: Outpost) -> None:
+    await post.add()
+    report = (await post.ask("POST", "/providers/replicate/check?endpoint=abc-1"))["check"]
+    assert (report["workers"], "abc-1" in report["text"]) == (0, True)
+    assert (await post.call("POST", "/v1/providers/replicate/check?endpoint=../x")).status_code == 400
+
+
 async def test_an_account_has_a_bounded_number_of_them(post: Outpost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cogflare.api.providers.MOST", 2)
     for name in ("one", "two"):

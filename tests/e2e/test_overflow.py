@@ -2,12 +2,15 @@
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 
 import httpx2
 from replicate.client import Client
 
 from support.pairs import Pair
-from support.processes import Server, Stage, until
+from support.processes import Server, Stage, until, version_of
 from support.scripted_worker import item, line
 
 ALWAYS = ["workers", {"far": {"when": "no_workers or busy"}}]
@@ -22,9 +25,19 @@ def busy(stage: Stage, server: Server) -> str:
     return kept
 
 
-def attempts_of(server: Server) -> list[bool]:
-    """Return for each worker whether nothing runs on it."""
-    return [worker["busy"] == 0 for worker in server.workers().values()]
+def is_idle(server: Server) -> bool:
+    """Say whether nothing runs on the workers of a server."""
+    return all(worker["busy"] == 0 for worker in server.workers().values())
+
+
+@contextmanager
+def official(server: Server) -> Iterator[Client]:
+    """Replicate's own client of a server."""
+    client = Client(base_url=server.url, api_token=server.token())
+    try:
+        yield client
+    finally:
+        client._client.close()
 
 
 def test_what_own_workers_have_no_room_for_runs_at_the_other_server(stage: Stage) -> None:
@@ -63,14 +76,15 @@ def test_a_cancel_frees_the_gpu_of_the_other_server(stage: Stage) -> None:
     pair.route("far")
     prediction = pair.near.create(seconds=600)
     pair.near.processing(prediction)
-    assert not all(attempts_of(pair.far))
-    before = time.monotonic()
+    assert not is_idle(pair.far)
     assert pair.near.ask("POST", f"/v1/predictions/{prediction}/cancel")["status"] == "canceled"
-    until(lambda: all(attempts_of(pair.far)), "free GPU")
-    assert time.monotonic() - before < GPU_FREE_S
+    until(lambda: is_idle(pair.far), "free GPU")
     assert far.is_running
     [run] = pair.far_runs()
     assert run["status"] == "canceled"
+    canceled = datetime.fromisoformat(pair.near.get(prediction)["completed_at"])
+    freed = datetime.fromisoformat(pair.far.attempts(run["id"])[0]["slot_freed_at"])
+    assert (freed - canceled).total_seconds() < GPU_FREE_S
 
 
 def test_the_official_client_sees_no_difference(stage: Stage) -> None:
@@ -78,12 +92,23 @@ def test_the_official_client_sees_no_difference(stage: Stage) -> None:
     for kind in ("single", "text"):
         stage.scripted(pair.far, kind, name=f"far-{kind}").connected()
         pair.route("far", f"me/{kind}")
-    client = Client(base_url=pair.near.url, api_token=pair.near.token())
-    assert client.run("me/single", input={"output": {"deep": [1, 2]}}) == {"deep": [1, 2]}
-    assert "".join(client.run("me/text", input={"items": 20, "seconds": 0.5})) == "".join(map(item, range(20)))
-    streamed = [str(event) for event in client.stream("me/text", input={"items": 20, "seconds": 1})]
+    with official(pair.near) as client:
+        assert client.run("me/single", input={"output": {"deep": [1, 2]}}) == {"deep": [1, 2]}
+        assert "".join(client.run("me/text", input={"items": 20, "seconds": 0.5})) == "".join(map(item, range(20)))
+        streamed = [str(event) for event in client.stream("me/text", input={"items": 20, "seconds": 1})]
     assert "".join(streamed) == "".join(map(item, range(20)))
     assert pair.near.ask("GET", "/v1/models/me/text")["latest_version"]["id"]
+
+
+def test_a_version_that_only_the_other_server_has_is_found_by_its_bare_id(stage: Stage) -> None:
+    """So the official client asks for `owner/name:version`."""
+    pair = Pair(stage)
+    stage.scripted(pair.far, name="far").connected()
+    pair.route("far")
+    with official(pair.near) as client:
+        assert client.run(f"me/single:{version_of('single')}", input={"output": "by version"}) == "by version"
+    unknown = pair.near.call("POST", "/v1/predictions", json={"version": "0" * 64, "input": {}})
+    assert unknown.status_code == 422
 
 
 def test_what_waits_at_a_cold_provider_comes_back_when_a_worker_is_free(stage: Stage) -> None:
@@ -94,9 +119,8 @@ def test_what_waits_at_a_cold_provider_comes_back_when_a_worker_is_free(stage: S
     far.end()
     pair.route(ALWAYS)
     prediction = pair.near.create(output="at home")
-    until(lambda: pair.far_runs(), "run at the other server")
-    why = pair.near.ask("GET", f"/v1/predictions/{prediction}?explain=1")["explanation"]
-    assert why["code"] == "provider_cold"
+    why = f"/v1/predictions/{prediction}?explain=1"
+    until(lambda: pair.near.ask("GET", why)["explanation"]["code"] == "provider_cold", "run that waits there")
     pair.near.ask("POST", f"/v1/predictions/{kept}/cancel")
     shown = pair.near.ended(prediction)
     assert (shown["status"], shown["output"]) == ("succeeded", "at home")

@@ -411,6 +411,20 @@ async def test_an_upstream_that_is_down_for_a_while_loses_nothing(node: Node, fa
     assert len(far.submits) == 1
 
 
+async def test_who_hears_from_a_provider_again_tells_those_that_wait_for_it(quick: Database, far: Far) -> None:
+    node = Node(quick, far, MemoryBlobStore(), pace=msgspec.structs.replace(QUICK, retry_s=60.0, retry_most_s=60.0))
+    client = await node.known()
+    far.is_down = True
+    for _ in range(2):
+        await node.send(client)
+    await node.when(lambda: len(node.errands.words) == 2)
+    far.is_down = False
+    [row, _] = await store.open_of(quick, None)
+    node.errands.heard(row.mark)
+    await run_of(node, 2)
+    await node.halt()
+
+
 async def test_an_upstream_that_stays_away_leaves_the_run_in_doubt(quick: Database, far: Far) -> None:
     node = Node(quick, far, MemoryBlobStore(), pace=msgspec.structs.replace(QUICK, lost_s=0.2))
     node.begin()

@@ -4,6 +4,7 @@ A key comes in once, in the body of a PUT, and goes to the address it came with.
 shown of it is how it begins.
 """
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.routing import Route
 
 from cogflare.api import wire
 from cogflare.api.context import Api, caller_of, json_response, read_json
-from cogflare.api.problems import conflict, invalid_input, not_found
+from cogflare.api.problems import bad_request, conflict, invalid_input, not_found
 from cogflare.api.requests import address_problem
 from cogflare.api.wire import format_time
 from cogflare.domain.inputs import FieldProblem
@@ -26,6 +27,7 @@ from cogflare.store.predictions import FAR_FUTURE
 MOST: Final = 100
 """How many providers an account may have."""
 _MAX_BODY: Final = 16 << 10
+_ENDPOINT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
 _PRIVATE: Final = {"cache-control": "no-store"}
 _Price = Annotated[float, Meta(ge=0, le=10_000)]
 
@@ -82,8 +84,11 @@ class Handlers:
 
     async def check(self, request: Request) -> Response:
         """POST /providers/{name}/check: ask it now, about an `endpoint` if named; a good answer ends a pause."""
+        endpoint = request.query_params.get("endpoint", "")
+        if endpoint and not _ENDPOINT.fullmatch(endpoint):
+            raise bad_request("endpoint must be the id of an endpoint: letters, digits, - and _, up to 100")
         provider = await self._find(request)
-        report = await self._providers.check(provider, request.query_params.get("endpoint", ""))
+        report = await self._providers.check(provider, endpoint)
         document = {**await self._shown(await self._find(request)), "check": _checked(report)}
         return json_response(_encode(document))
 

@@ -10,7 +10,7 @@ import click
 
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.money import money
-from cogflare.cli.output import age, as_json, note, print_fields, print_json, print_table, time_of
+from cogflare.cli.output import age, as_json, counted, note, print_fields, print_json, print_table, time_of
 
 KINDS: Final = ("replicate", "cogflare", "runpod")
 KEY_VARIABLE: Final = "COGFLARE_PROVIDER_KEY"
@@ -175,6 +175,8 @@ def _told(provider: Mapping[str, Any], as_json: bool) -> None:
         _print(provider)
         whose = f" (account {report['account']})" if report["account"] else ""
         note(f"checked: {report['text']}{whose}")
+        if report["workers"] is not None:
+            note(f"it has {counted(report['workers'], 'worker')} that could run something now")
     if not report["ok"]:
         if not as_json:
             note(f"it is kept all the same; `cogflare providers check {provider['name']}` asks again")

@@ -37,8 +37,11 @@ def dollars(micros: int) -> float:
 
 
 def shown(micros: int) -> str:
-    """Return an amount for people: cents, and more digits where it is less than a dollar."""
-    digits = 2 if abs(micros) >= PER_DOLLAR or micros % 10_000 == 0 else 4 if micros % 100 == 0 else 6
+    """Return an amount for people: cents, and more digits where it is less than a dollar, the most below a cent."""
+    amount = abs(micros)
+    digits = 4 if amount >= 10_000 or micros % 100 == 0 else 6
+    if amount >= PER_DOLLAR or micros % 10_000 == 0:
+        digits = 2
     return f"${dollars(micros):,.{digits}f}"
 
 

@@ -5,6 +5,7 @@ What a provider said is remembered for a while, a no included, and asked for by 
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -24,6 +25,7 @@ from cogflare.providers.base import Busy, Denied, Described, ProviderError, Refu
 KNOWN_S: Final = 300.0
 REFUSED_S: Final = 60.0
 _AWAY_S: Final = 5.0
+_MODELS: Final = 20  # that are asked about for one bare version id
 _MOST_AWAY_S: Final = 60.0
 _CACHE_SIZE: Final = 4_096
 _ABSENT: Final = "the model has another version there"
@@ -54,7 +56,9 @@ class Discovery:
             return await self._catalog.target(account, model=model, version=version)
         except (NotFound, VersionNotFound):
             if model is None:
-                raise
+                if version is None or not await self._is_of_a_route(account, version, wish):
+                    raise
+                return await self._catalog.target(account, model=None, version=version)
             rule = await self._routes.rule(account, model, wish)
             if rule is None or not rule.policy.providers:
                 raise
@@ -64,6 +68,17 @@ class Discovery:
             if refusals is not None:
                 raise
         return await self._catalog.target(account, model=model, version=version)
+
+    async def _is_of_a_route(self, account: str, version: str, wish: str | None) -> bool:
+        """Look for a bare version id among the models that have routes: no provider finds one without its model."""
+        for model in (await self._routes.routed(account))[:_MODELS]:
+            rule = await self._routes.rule(account, model, wish)
+            if rule is None:
+                continue
+            with suppress(ProviderAway, BadRoute):
+                if await self._find(account, model, version, rule.policy.providers) is None:
+                    return True
+        return False
 
     async def _find(self, account: str, model: str, version: str | None, hops: Sequence[Hop]) -> str | None:
         """Register a model as the first provider of a route has it; where none does, return what they say."""

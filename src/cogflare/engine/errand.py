@@ -11,16 +11,16 @@ what ends the prediction is committed before what ends the errand.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
 import structlog
 
 from cogflare.engine.bell import Bell, Breakable, Broken
 from cogflare.engine.imports import ImportFailed
-from cogflare.engine.means import Means, Settlement, Silence
+from cogflare.engine.means import Means, Settlement, Silence, within
 from cogflare.engine.mirror import forward
 from cogflare.engine.providers import Provider
 from cogflare.engine.tenure import TakenOver, Tenure
@@ -42,11 +42,8 @@ from cogflare.store.base import Conflict, StoreError
 from cogflare.store.errands import ErrandRow
 
 TAKEN_BACK: Final = "taken back: a worker of your own is free"
-_SHORTEST_S: Final = 1.0  # that a provider is told as a limit
 _SLOWER: Final = 1.5
 _TELLS: Final = 6  # times, within some seconds, that a provider may fail to tell of a run although it answers
-
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -54,11 +51,11 @@ log = structlog.get_logger()
 class Errand:
     """Drives one errand; the holder of the attempt, as the link of a worker is.
 
-    `is_new`: nobody can have submitted it before. `word` is what keeps it from being submitted, for people. `is_lost`:
-    it is somebody else's now.
+    `is_new`: nobody can have submitted it before. `rouse` is called when a provider answers again. `word` is what keeps
+    it from being submitted, for people. `is_lost`: it is somebody else's now.
     """
 
-    def __init__(self, means: Means, row: ErrandRow, *, is_new: bool) -> None:
+    def __init__(self, means: Means, row: ErrandRow, rouse: Callable[[str], None], *, is_new: bool) -> None:
         self.row = row
         self.worker = f"provider:{row.provider}"
         self.epoch = row.epoch
@@ -68,6 +65,7 @@ class Errand:
         self.is_lost = False
         self.is_taken_back = False
         self._means = means
+        self._rouse = rouse
         self._pace = means.pace
         self._now = means.clock.monotonic
         self._about = {"prediction": row.prediction, "attempt": row.attempt, "provider": row.provider_name}
@@ -107,6 +105,11 @@ class Errand:
         if self.is_taken_back or not self._is_wanted or not self._tenure.is_loaded or self._settlement is not None:
             return False
         return self._has_not_begun if self._remote is not None else self.word is not None and not self._is_tried
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the provider does not answer at the moment."""
+        return self._answers.tries > 0
 
     @property
     def _has_not_begun(self) -> bool:
@@ -204,7 +207,7 @@ class Errand:
             return await self._go_on(self._means.providers.executor(provider), provider)
         except Busy as error:
             self.word = str(error) if self._remote is None else None
-            self._answers.broken()
+            self._answered()
             return self._pace.bounded(error.retry_after_s)
         except Denied as error:
             await self._pause(provider, error)
@@ -230,7 +233,7 @@ class Errand:
         was_tried = self._is_tried
         try:
             if self._order is None:
-                self._order = await self._breakable.run(self._prepare(executor))
+                self._order = await self._breakable.run(self._tenure.order(executor, self._terms))
             return await self._make(self._order, executor)
         except Refused as error:
             return await self._refused(str(error), executor)
@@ -249,22 +252,6 @@ class Errand:
             self._is_tried = was_tried
             raise
 
-    async def _prepare(self, executor: Executor) -> Submission:
-        """Return the run to be made, with files that the provider can read."""
-        means, row = self._means, self._tenure.prediction
-        assert row is not None
-        text = await means.predictions.input(row)
-        if text is None:
-            raise Refused("its input has been removed")
-        input = await means.files.inputs(executor, row, text)
-        now, mark = means.clock.wall(), self.row.mark
-        start_by = row.start_by if row.started_at is None else None
-        limits = _soonest(now, start_by, row.deadline), _soonest(now, row.deadline)
-        run_limit_s = min((limit for limit in (row.run_limit_s, limits[1]) if limit is not None), default=None)
-        return Submission(
-            mark, self._terms, input, run_limit_s, limits[0], callback=means.callback(mark), hops=row.hops + 1
-        )
-
     async def _make(self, order: Submission, executor: Executor) -> float:
         """Submit. Nothing breaks that off: what was made must be known."""
         # A process that stood still must not make what another has made meanwhile.
@@ -273,18 +260,18 @@ class Errand:
             return 0.0
         self._is_tried = self._is_submitting = True
         try:
-            sight = await self._call(executor.submit(order), self._pace.submit_s)
+            sight = await within(executor.submit(order), self._pace.submit_s)
             await self._made(sight)
         except Unanswered:
             self._was_in_doubt, self._doubt_at = True, self._now()
             raise
         finally:
             self._is_submitting = False
-        return 0.0 if sight.is_ended else self._pace.first_s
+        return 0.0 if sight.is_ended else self._pace.soon_s
 
     async def _made(self, sight: Sight) -> None:
         """Note that there is a run, before anything else is done with it."""
-        self._answers.broken()
+        self._answered()
         self._remote, self.sight, self.word = sight.remote_id, sight, None
         self._pause_s = self._pace.first_s
         log.info("errand submitted", **self._about, remote_id=sight.remote_id)
@@ -312,7 +299,7 @@ class Errand:
             if may_repeat:
                 return await self._submit(executor, provider)
             return await self._untold(executor, str(error))
-        self._answers.broken()
+        self._answered()
         waited_s = self._now() - self._doubt_at
         if found is not None:
             await self._made(found)
@@ -323,12 +310,12 @@ class Errand:
         return 0.0
 
     async def _search(self, executor: Executor) -> Sight | None:
-        return await self._call(executor.find(self.row.mark, self.row.created_at), self._pace.call_s)
+        return await within(executor.find(self.row.mark, self.row.created_at), self._pace.call_s)
 
     async def _untold(self, executor: Executor, text: str) -> float:
         """Go on looking, unless the provider answers and cannot tell."""
         if self._answers.tries >= _TELLS:
-            report = await self._call(executor.check(self._terms.endpoint), self._pace.call_s)
+            report = await within(executor.check(self._terms.endpoint), self._pace.call_s)
             if report.ok:
                 return await self._give_up(f"{self.row.provider_name} cannot tell whether it was submitted")
         return await self._unanswered(text)
@@ -366,7 +353,7 @@ class Errand:
             seen = await self._breakable.run(self._poll(executor))
         except Gone as error:
             return await self._gone(str(error))
-        self._answers.broken()
+        self._answered()
         self._gone_at = None
         self.sight = sight = forward(self.sight, seen)
         if sight.is_ended:
@@ -379,7 +366,7 @@ class Errand:
 
     async def _poll(self, executor: Executor) -> Sight:
         assert self._remote is not None
-        return await self._call(executor.poll(self._remote, self._terms), self._pace.call_s)
+        return await within(executor.poll(self._remote, self._terms), self._pace.call_s)
 
     async def _cancel_there(self, executor: Executor) -> None:
         """Ask that the run ends, again and again until it has."""
@@ -389,7 +376,7 @@ class Errand:
         again_s = self._pace.cancel_again_s
         self._pause_s = self._pace.first_s
         try:
-            await self._call(executor.cancel(self._remote, self._terms), self._pace.call_s)
+            await within(executor.cancel(self._remote, self._terms), self._pace.call_s)
         except Gone:
             pass
         except ProviderError as error:
@@ -409,14 +396,6 @@ class Errand:
                 self._bell.hint()
         finally:
             self._hints = None
-
-    async def _call(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
-        """Ask a provider, but not for longer than that."""
-        try:
-            async with asyncio.timeout(limit_s):
-                return await work
-        except TimeoutError:
-            raise Unanswered(f"no answer within {limit_s:g} s") from None
 
     # --- ends ------------------------------------------------------------------------------------------------------
 
@@ -448,6 +427,13 @@ class Errand:
         if self._is_wanted:
             await self._tenure.rescue(f"{self.row.provider_name} does not know it any more: {words}")
         return await self._settle(self._doubtful())
+
+    def _answered(self) -> None:
+        """Note an answer, for others too that wait for one."""
+        was_silent = self.is_silent
+        self._answers.broken()
+        if was_silent:
+            self._rouse(self.row.provider)
 
     async def _unanswered(self, text: str) -> float:
         """Wait for an answer, ever longer; in the end, without one."""
@@ -492,9 +478,3 @@ class Errand:
         self.is_over = True
         log.info("errand over", **self._about, cost=settlement.cost, is_in_doubt=settlement.is_in_doubt)
         return 0.0
-
-
-def _soonest(now: int, *times: int | None) -> float | None:
-    """Return the seconds until the first of these times."""
-    left = [max(_SHORTEST_S, (time - now) / 1_000_000) for time in times if time is not None]
-    return min(left, default=None)

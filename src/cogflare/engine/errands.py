@@ -126,7 +126,7 @@ class Errands:
     def _drive(self, row: ErrandRow, *, is_new: bool) -> None:
         if self._is_stopping or row.key in self._driven:
             return
-        errand = self._driven[row.key] = Errand(self._means, row, is_new=is_new)
+        errand = self._driven[row.key] = Errand(self._means, row, self._rouse, is_new=is_new)
         self._marks[row.mark] = errand
         self._tasks[row.key] = self._means.spawn(errand.run())
         self._tasks[row.key].add_done_callback(lambda task: self._driven_to_its_end(errand))
@@ -138,6 +138,12 @@ class Errands:
             del self._marks[errand.row.mark]
         if errand.is_lost:
             self._given_up.add(key)
+
+    def _rouse(self, provider: str) -> None:
+        """Let all look that wait, ever longer, for an answer of a provider."""
+        for errand in self._driven.values():
+            if errand.row.provider == provider and errand.is_silent:
+                errand.look()
 
     async def _begin(self) -> None:
         """Take over what the last run of this node left; alone on a store, whatever that was called."""

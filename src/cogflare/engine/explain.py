@@ -4,7 +4,7 @@ A reason says what to do about it. Workers of others that one shares have a name
 is a number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -49,6 +49,15 @@ class Eta(msgspec.Struct, frozen=True):
     mid_s: float
     high_s: float
     at: str
+
+
+class Sent(Protocol):
+    """What this node has at providers."""
+
+    @property
+    def words(self) -> Mapping[str, str]:
+        """What keeps predictions from being submitted, by prediction."""
+        ...
 
 
 class WorkerNote(msgspec.Struct, frozen=True):
@@ -100,7 +109,14 @@ class Explanations:
     """Finds reasons."""
 
     def __init__(
-        self, db: Database, clock: Clock, books: Books, figures: FleetFigures, forecasts: Forecasts, judge: Judge | None
+        self,
+        db: Database,
+        clock: Clock,
+        books: Books,
+        figures: FleetFigures,
+        forecasts: Forecasts,
+        judge: Judge | None,
+        sent: Sent | None = None,
     ) -> None:
         self._db = db
         self._clock = clock
@@ -108,6 +124,7 @@ class Explanations:
         self._figures = figures
         self._forecasts = forecasts
         self._judge = judge
+        self._sent = sent
 
     async def explain(self, account: str, prediction: str) -> Explanation:
         """Return why a prediction is where it is; raises `NotFound`."""
@@ -169,7 +186,8 @@ class Explanations:
             since_s = _seconds(one.started_at, now)
             return _told(row, "running", f"It has been running at {name} for {shown_s(since_s)}.")
         if errand.state == "intent":
-            return _told(row, "submitting", f"It is being sent to {name}.")
+            word = None if self._sent is None else self._sent.words.get(row.id)
+            return _told(row, "submitting", f"It is being sent to {name}" + (f": {word}" if word else "."))
         since_s = _seconds(errand.submitted_at or errand.created_at, now)
         found = await self._forecasts.of_errand(errand)
         text = (

@@ -1,8 +1,9 @@
 """What errands stand on: their pace, and what all errands of a node share."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -15,19 +16,23 @@ from cogflare.engine.predictions import Predictions
 from cogflare.engine.providers import Provider
 from cogflare.engine.sizes import Sizes
 from cogflare.protocol.messages import AttemptKey
-from cogflare.providers.base import Executor
+from cogflare.providers.base import Executor, Unanswered
 from cogflare.store.base import Database
 from cogflare.store.errands import ErrandRow
 from cogflare.store.predictions import PredictionRow
+
+T = TypeVar("T")
 
 
 class Pace(msgspec.Struct, frozen=True):
     """How often an errand looks, and how long it waits, in seconds.
 
+    `soon_s`: to the first look after the submit, since what is short is over by then. `first_s`: to the next one.
     `find_again_s`: after which a run that was not found is not on its way any more. `lost_s`: without an answer that
     can be used, after which the errand is given up.
     """
 
+    soon_s: float = 0.05
     first_s: float = 0.3
     slowest_s: float = 5.0
     retry_s: float = 0.5
@@ -144,3 +149,12 @@ class Settlement(msgspec.Struct, frozen=True):
     run_us: int | None = None
     is_refused: bool = False
     is_in_doubt: bool = False
+
+
+async def within(work: Coroutine[Any, Any, T], limit_s: float) -> T:
+    """Return the answer of a provider; raises `Unanswered` where it takes longer."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await work
+    except TimeoutError:
+        raise Unanswered(f"no answer within {limit_s:g} s") from None

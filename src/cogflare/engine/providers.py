@@ -171,6 +171,9 @@ class Providers:
         opened = None
         if key is not None:
             key = _checked_key(key)
+            if key in url:
+                # Addresses are shown and logged.
+                raise BadProvider("the base URL has the key in it; give the key by itself")
             opened = self._opened(kind, url, key)
             sealed, hint = self._sealer.seal(key.encode()), key[:_HINT_CHARS] if len(key) >= 4 * _HINT_CHARS else ""
         elif known is None:

@@ -89,6 +89,10 @@ class Routes:
         """Say whether any route of the account leads to a provider."""
         return any(policy.providers for policy in (await self._known(account)).values())
 
+    async def routed(self, account: str) -> list[str]:
+        """Return the models that have a route of their own which leads to a provider."""
+        return [model for model, policy in (await self._known(account)).items() if model and policy.providers]
+
     async def put(self, account: str, model: str, value: object) -> Policy:
         """Set the route of a model ("": of the account); it counts for what waits too.
 
@@ -98,9 +102,11 @@ class Routes:
         policy = parse_line(value) if isinstance(value, str) else parse(value)
         names = await self._providers.all(account)
         for index, hop in enumerate(policy.hops):
+            place = f"[{index}]" if len(policy.hops) > 1 or isinstance(value, list) else "policy"
             if not hop.is_workers and hop.name not in names:
-                place = f"[{index}]" if len(policy.hops) > 1 or isinstance(value, list) else "policy"
                 raise BadPolicy(place, _unknown(hop.name, names))
+            if not hop.is_workers and names[hop.name].row.kind == "runpod" and hop.endpoint is None:
+                raise BadPolicy(place, f'{hop.name} needs an endpoint: {{"{hop.name}": {{"endpoint": "its id"}}}}')
         text = msgspec.json.encode(render(policy)).decode()
         await store.put(self._db, account, model, text, self._clock.wall(), bool(policy.providers))
         self._accounts.pop(account, None)

@@ -22,12 +22,13 @@ from cogflare.engine.live import Holder, Live, hook_of
 from cogflare.engine.means import Means, Silence
 from cogflare.engine.mirror import Mirror, items_of
 from cogflare.protocol.messages import AttemptKey, Finish
-from cogflare.providers.base import Executor, ProviderError, Sight
+from cogflare.providers.base import Executor, ProviderError, Refused, Sight, Submission, Terms
 from cogflare.store import fleet, predictions
 from cogflare.store.errands import ErrandRow
 from cogflare.store.fleet import AttemptState
 from cogflare.store.predictions import PredictionRow
 
+_SHORTEST_S: Final = 1.0  # that a provider is told as a limit
 NOT_COPIED: Final = (ProviderError, BlobError, ImportFailed)
 
 log = structlog.get_logger()
@@ -112,6 +113,22 @@ class Tenure:
         """Show no live data any more."""
         if self.mirror is not None:
             self._means.predictions.drop(self.mirror.live)
+
+    # --- what is asked for -----------------------------------------------------------------------------------------
+
+    async def order(self, executor: Executor, terms: Terms) -> Submission:
+        """Return the run to be made, with files that the provider reads; raises `ImportFailed` or a `ProviderError`."""
+        means, row = self._means, self.prediction
+        assert row is not None
+        text = await means.predictions.input(row)
+        if text is None:
+            raise Refused("its input has been removed")
+        input = await means.files.inputs(executor, row, text)
+        now, mark = means.clock.wall(), self._row.mark
+        start_by = row.start_by if row.started_at is None else None
+        start_limit_s, left_s = _soonest(now, start_by, row.deadline), _soonest(now, row.deadline)
+        run_limit_s = min((limit for limit in (row.run_limit_s, left_s) if limit is not None), default=None)
+        return Submission(mark, terms, input, run_limit_s, start_limit_s, means.callback(mark), row.hops + 1)
 
     # --- what is shown ---------------------------------------------------------------------------------------------
 
@@ -232,3 +249,9 @@ class Tenure:
             return await self._means.routes.effective(self._row.account, self._row.model, wish)
         except BadRoute:
             return None
+
+
+def _soonest(now: int, *times: int | None) -> float | None:
+    """Return the seconds until the first of these times."""
+    left = [max(_SHORTEST_S, (time - now) / 1_000_000) for time in times if time is not None]
+    return min(left, default=None)
