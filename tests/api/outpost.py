@@ -42,7 +42,7 @@ class Service:
             return Report(True, f"the key works, and {endpoint} has no workers", workers=0)
         if self.key == GOOD_KEY:
             return Report(True, "the key works", account="acme")
-        return Report(False, "the key is not known there")
+        return Report(False, "the key is not known there", is_denied=True)
 
     async def describe(self, model: str, version: str | None, terms: Terms) -> Described:
         raise Denied("nothing runs here")

@@ -33,6 +33,7 @@ async def test_a_key_comes_in_once_and_is_never_shown_again(post: Outpost, tmp_p
     shown = answer.json()
     assert shown["check"] == {
         "ok": True, "text": "the key works", "account": "acme", "is_cogflare": False, "workers": None,
+        "is_denied": False,
     }  # fmt: skip
     assert (shown["key_hint"], shown["base_url"]) == ("r8_a", "https://api.replicate.com/v1")
     assert (shown["running"], shown["paused"], shown["max_concurrent"]) == (0, None, 20)
@@ -54,6 +55,7 @@ async def test_one_whose_check_fails_is_kept_and_says_so(post: Outpost) -> None:
     shown = await post.add(key=OTHER_KEY)
     assert shown["check"]["ok"] is False
     assert "not known" in shown["check"]["text"]
+    assert "not known" in shown["paused"]["reason"]
     assert (await post.ask("GET", "/providers"))["results"][0]["name"] == "replicate"
     assert (await post.add())["check"]["ok"] is True
     assert len((await post.ask("GET", "/providers"))["results"]) == 1
@@ -113,6 +115,27 @@ async def test_a_provider_is_its_accounts_own(post: Outpost) -> None:
         assert (await post.call(method, f"/v1/providers/replicate{path}", kind="worker")).status_code == 403
     assert (await post.call("GET", "/v1/providers", kind="worker")).status_code == 403
     assert (await post.call("GET", "/v1/providers/replicate", kind="admin")).status_code == 200
+
+
+async def test_keys_that_change_all_the_time_leave_few_executors(
+    post: Outpost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cogflare.engine.providers._MOST_RETIRED", 3)
+    for number in range(6):
+        await post.add(key=f"{OTHER_KEY}{number}")
+    kept = [executor for _, executor in post.providers._retired]
+    assert kept == post.services[2:5]
+    assert post.services[-1].key == f"{OTHER_KEY}5"
+
+
+async def test_a_name_that_cannot_be_stored_is_not_there(new_url: Callable[[str], str], tmp_path: Path) -> None:
+    db = open_database(new_url("postgres"))
+    await db.migrate()
+    post = Outpost(db, tmp_path)
+    assert (await post.call("DELETE", "/v1/providers/%00")).status_code == 404
+    await post.http.aclose()
+    await post.settle()
+    await db.aclose()
 
 
 async def test_one_that_is_removed_is_gone_but_not_while_anything_runs_there(post: Outpost) -> None:

@@ -51,6 +51,11 @@ async def test_a_route_is_set_shown_and_removed(post: Outpost, path: str) -> Non
     assert (await post.call("DELETE", f"/v1{path}")).status_code == 404
 
 
+async def test_an_option_may_be_named_with_half_a_character(post: Outpost) -> None:
+    fault = await problem(post, "/route", r'[{"replicate": {"\ud800": 1}}]')
+    assert fault["field"] == "route[0].replicate.?"
+
+
 async def test_a_route_may_be_one_line_of_text(post: Outpost) -> None:
     line = """["workers", {replicate = {when = "no_workers"}}]"""
     assert (await post.ask("PUT", MODEL, json={"route": line}))["route"] == [

@@ -4,10 +4,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from cogflare.cli.downloads import file_urls, save
-from cogflare.cli.output import age, cell, duration, time_of
+from cogflare.cli.output import age, cell, duration, print_table, time_of
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,22 @@ def test_cells(value: Any, text: str) -> None:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_table_keeps_ids_and_words_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    id, url = "01m82cg6zsqsbfptt8pdhchhcc", "https://one.example/" + "x" * 60
+    row = (id, "them/markov", "succeeded", "3 min ago", "0.44 s", f"the wire and {url}")
+    print_table(("id", "model", "status", "created", "ran", "output or error"), [row], "none")
+    lines = click.unstyle(capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(word in "\n".join(lines) for word in (id, "them/markov", "succeeded", "0.44 s"))
+    # What did not fit goes on below, and nothing of it is lost.
+    place = next(line.index("output") for line in lines if "output" in line)
+    assert url in "".join(line[place:].strip() for line in lines)
 
 
 def test_times() -> None:

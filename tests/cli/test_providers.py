@@ -5,7 +5,9 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -60,10 +62,32 @@ def test_a_key_comes_from_the_environment_a_file_or_standard_input(
     assert piped.returncode == 0, err
     for stdout, stderr in [(result.stdout, result.stderr) for result in found] + [(out, err)]:
         assert f"key:          {key[:4]}…\n" in stdout, stderr
-        assert "account friend" in stderr
+        assert "as friend" in stderr
         assert key not in stdout + stderr
     (tmp_path / "key").unlink()
     assert shell.run("providers", "remove", "friend").exit_code == 0
+
+
+def test_what_a_provider_says_does_nothing_to_the_terminal(shell: Shell, stage: Stage) -> None:
+    class Rude(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(500)
+            self.end_headers()
+            self.wfile.write(b"\x1b]0;renamed\x07 no\0thing")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Rude) as rude:
+        threading.Thread(target=rude.serve_forever).start()
+        address = f"http://127.0.0.1:{rude.server_port}"
+        arguments = ["providers", "add", "rude", "--kind", "replicate", "--base-url", address]
+        told = shell.run(*arguments, **{KEY: stage.plant("r8_a-key-for-a-rude-provider")})
+        rude.shutdown()
+    assert told.exit_code == 1
+    assert r"\x1b]0;renamed\x07 no thing" in told.stderr
+    assert "\x1b" not in told.stdout + told.stderr
+    assert shell.run("providers", "remove", "rude").exit_code == 0
 
 
 def test_a_key_is_asked_for_on_a_terminal_and_not_shown(shell: Shell, far: Server, key: str) -> None:

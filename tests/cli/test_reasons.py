@@ -90,6 +90,13 @@ def test_a_request_may_wish_where_it_runs(shell: Shell, server: Server) -> None:
         assert said in refused.stderr
 
 
+def test_a_model_that_no_provider_has_is_refused_in_its_words(shell: Shell, pair: Pair) -> None:
+    pair.route([{"far": {"model": "me/not-there"}}], "me/elsewhere")
+    refused = shell.run("predict", "me/elsewhere", "-i", "items=1")
+    assert refused.exit_code == 2
+    assert "no provider of its route: far: there is no model me/not-there there" in refused.stderr
+
+
 def test_over_budget_is_a_clear_refusal_or_a_wait(shell: Shell, pair: Pair) -> None:
     hop = {"price_per_run": 0.6, "budget_per_day": 1}
     before = json.loads(shell.ok("costs", "--json"))["total"]["cost"]
@@ -103,7 +110,9 @@ def test_over_budget_is_a_clear_refusal_or_a_wait(shell: Shell, pair: Pair) -> N
     pair.route([{"far": hop}], "me/text")
     waiting = shell.server.create("me/text", items=1)
     until(lambda: "budget_exhausted" in shell.ok("predictions", "why", waiting), "reason")
-    assert "not used:     far: the budget that the route gives to far" in shell.ok("predictions", "why", waiting)
+    told = shell.ok("predictions", "why", waiting)
+    assert "not used:     far: the budget that the route gives to far" in told
+    assert "route:        nowhere (budget_exhausted)\n" in told
     pair.route([{"far": {**hop, "budget_per_day": 2}}], "me/text")
     assert shell.server.ended(waiting)["status"] == "succeeded"
     until(lambda: round(spent(shell) - before, 6) == 1.2, "cost of two runs")

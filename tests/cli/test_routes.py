@@ -37,6 +37,10 @@ def test_check_says_what_each_place_means(shell: Shell) -> None:
     checked = json.loads(shell.ok("routes", "check", "classic", "--json"))
     assert [hop["name"] for hop in checked["hops"]] == ["workers", "replicate"]
     assert checked["missing"] == []
+    missing = shell.run("routes", "check", '["workers", "nobody", "runpod"]')
+    assert missing.exit_code == 2
+    assert "`cogflare providers add nobody --kind …`" in missing.stderr
+    assert "`cogflare providers add runpod`" in missing.stderr
 
 
 def test_check_names_providers_that_are_not_there(shell: Shell) -> None:

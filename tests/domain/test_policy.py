@@ -171,7 +171,8 @@ def test_nonsense_is_refused_with_its_place(value: object, place: str, word: str
 @pytest.mark.parametrize(
     ("line", "place", "word"),
     [
-        ("", "character 1", "no JSON"),
+        ("", "policy", "it is empty"),
+        ("Classic", "policy", "lower-case letters"),
         ("[workers]", "character 2", "no JSON"),
         ('["workers"', "character 11", "no JSON"),
         ('["workers", {"a": {"when": busy}}]', "character 28", "no JSON"),

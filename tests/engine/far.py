@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -43,6 +43,16 @@ from engine.rig import VERSION, Rig
 from support.memory_blobs import MemoryBlobStore
 
 KEY = "r8_a-key-of-a-test-that-nobody-may-see"
+
+
+class Bounded(asyncio.Event):
+    """An event that fails whoever waits for it in vain."""
+
+    async def wait(self) -> Literal[True]:
+        """Wait until it is set, but not for ever."""
+        return await asyncio.wait_for(super().wait(), 20)
+
+
 QUICK = Pace(
     first_s=0.01,
     slowest_s=0.05,
@@ -118,7 +128,7 @@ class Far:
 
     def hold(self, step: str) -> tuple[asyncio.Event, asyncio.Event]:
         """Hold the next call at `before X` or `after X`: (it has come there, let it go on)."""
-        self._held[step] = pair = asyncio.Event(), asyncio.Event()
+        self._held[step] = pair = Bounded(), asyncio.Event()
         return pair
 
     async def gate(self, step: str) -> None:
@@ -236,7 +246,7 @@ class Mortal:
 
     def hold(self, name: str) -> tuple[asyncio.Event, asyncio.Event]:
         """Hold the next unit or read at `before NAME` or, done but not answered, at NAME."""
-        self._held[name] = pair = asyncio.Event(), asyncio.Event()
+        self._held[name] = pair = Bounded(), asyncio.Event()
         return pair
 
     async def _wait(self, names: Sequence[str]) -> None:
@@ -302,6 +312,7 @@ class Node(Rig):
         assert self.inputs is not None
         self.imports = Imports(files, self.inputs, blobs, 256 << 10, pauses_s=(0.01,))
         self.callbacks = False
+        self.decision = "{}"
         self.means = Means(
             self.mortal,
             self.clock,
@@ -354,7 +365,7 @@ class Node(Rig):
             new_id(now),
             new_key(),
             msgspec.json.encode(Terms("ada/noop", VERSION)).decode(),
-            "{}",
+            self.decision,
             None,
             now,
             100,

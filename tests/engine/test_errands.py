@@ -128,6 +128,17 @@ async def test_an_output_that_has_vanished_fails_the_prediction(node: Node, far:
     assert (await node.over(created.id)).cost == 3_000
 
 
+async def test_a_run_costs_what_was_said_when_it_was_sent(node: Node, far: Far) -> None:
+    """The route, and the price in it, are gone when the run ends."""
+    client = await node.known()
+    node.decision = '{"prices": {"per_run": 0.5}}'
+    created = await node.send(client)
+    await run_of(node)
+    far.only.succeed(cost=None)
+    await node.ended(client, created.id)
+    assert (await node.over(created.id)).cost == 500_000
+
+
 async def test_a_failure_is_passed_on_in_words(node: Node, far: Far) -> None:
     client = await node.known()
     created = await node.send(client)

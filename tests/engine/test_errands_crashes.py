@@ -134,12 +134,16 @@ async def test_who_was_taken_over_changes_nothing_more(quick: Database, far: Far
     await run_of(old)
     await old.when(lambda: created.id in old.errands.sights)
     far.only.start()
-    following = old.again()
+    # The old one sees the end first.
+    following = old.again(pace=msgspec.structs.replace(QUICK, first_s=1.0, slowest_s=1.0))
     following.begin()
     await following.when(lambda: created.id in following.errands.sights)
     ready, go_on = old.mortal.hold("before finish_prediction")
+    _, save = following.mortal.hold("before finish_prediction")
     far.only.succeed()
+    # Both have seen the end, and neither has heard of the other.
     await ready.wait()
+    save.set()
     assert (await following.ended(client, created.id)).status == "succeeded"
     row = await following.over(created.id)
     go_on.set()

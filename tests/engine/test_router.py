@@ -205,6 +205,25 @@ async def test_what_nobody_can_price_goes_one_at_a_time(store: Database, prices:
     assert one.sent.empty()
 
 
+async def test_the_dearest_of_the_last_runs_is_reserved(store: Database) -> None:
+    """Many that go on at once would pass the budget if they were like it, and only the average was reserved."""
+    one = Routed(store)
+    client = await one.rig.caller("ada")
+    await (await one.rig.worker()).disconnect()
+    await one.provider(client)
+    await one.routes.put(client.account, "ada/noop", ["workers", {"far": {"budget_per_day": 2}}])
+    for cost in (100_000, 600_000, 100_000):
+        await one.create(client)
+        await one.look()
+        await one.over(one.sent.get_nowait(), cost)
+        one.later()
+    for _ in range(4):
+        await one.create(client)
+    await one.look()
+    assert [one.sent.get_nowait().reserved for _ in range(2)] == [600_000] * 2
+    assert one.sent.empty()
+
+
 async def test_a_model_s_limit_counts_what_waits_for_a_provider(store: Database) -> None:
     one = Routed(store)
     client, _ = await one.rig.caller("ada"), await one.rig.worker()
@@ -485,3 +504,62 @@ async def refuse(one: Routed, sent: errands.ErrandRow) -> None:
     unit = errands.settle(sent, now=one.rig.clock.wall(), cost=0, run_us=None, is_refused=True)
     await one.db.write(*unit)
     await one.rig.losses.rescue(key, "refused", slot_free=True, is_innocent=True)
+
+
+async def test_a_long_line_moves_in_its_order(store: Database) -> None:
+    """Each place that becomes free goes to the first, however many looks there were that went on behind it."""
+    one = Routed(store)
+    client = await one.rig.caller("ada")
+    await (await one.rig.worker()).disconnect()
+    provider, _ = await one.provider(client, settings=ProviderSettings(max_concurrent=1))
+    await one.routes.put(client.account, "ada/noop", "far")
+    await one.providers.pause(provider.id, None, "paused")
+    created = [await one.create(client) for _ in range(420)]
+    await one.providers.resume(provider.id)
+    one.later()
+    for view in created[:3]:
+        await one.look()
+        await one.look()
+        await one.over(await one.gone(view), 0)
+
+
+async def test_an_answer_that_breaks_the_program_holds_up_nobody_else(store: Database) -> None:
+    one = Routed(store)
+    client, worker = await one.rig.caller("ada"), await one.rig.worker()
+    _, far = await one.provider(client)
+    await one.routes.put(client.account, "ada/noop", ["far", "workers"])
+    far.error = RuntimeError("an answer that nobody has thought of")  # type: ignore[assignment]
+    mine = await one.create(client)
+    await one.look()
+    assert (await worker.next()).prediction == mine.id
+
+
+async def test_a_wish_names_no_other_model_where_the_route_has_a_price(store: Database) -> None:
+    """The price is of what the route names; a dearer one would be counted as that."""
+    one = Routed(store)
+    client = await one.rig.caller("ada")
+    await one.rig.worker()
+    await one.provider(client)
+    await one.routes.put(client.account, "ada/noop", ["workers", {"far": {"price_per_run": 0.01}}])
+    for name, value in (("model", "far/dearer"), ("version", "d" * 64), ("endpoint", "large")):
+        with pytest.raises(BadRoute, match="price"):
+            await one.create(client, [{"far": {name: value}}])
+    sent = await one.gone(await one.create(client, "far"))
+    assert msgspec.json.decode(sent.terms)["model"] == "ada/noop"
+
+
+async def test_a_budget_below_the_price_of_a_run_promises_no_other_day(store: Database) -> None:
+    one = Routed(store)
+    client = await one.rig.caller("ada")
+    await (await one.rig.worker()).disconnect()
+    await one.provider(client)
+    await one.routes.put(client.account, "ada/noop", ["workers", {"far": {"price_per_run": 2, "budget_per_day": 1}}])
+    created = await one.create(client)
+    await one.look()
+    row = await store_predictions.get(store, created.id)
+    assert row is not None
+    decision = await one.router.weigh(row)
+    assert decision is not None
+    assert decision.code == "budget_exhausted"
+    assert "covers none at all" in decision.text
+    assert "next day" not in decision.text

@@ -253,14 +253,17 @@ async def test_a_wish_takes_what_the_account_has_set_for_a_provider(store: Datab
     whole |= {"price_per_s": 0.01, "price_per_run": None, "model": "x/y", "endpoint": "abc", "route": ""}
     assert await far('"far"') == whole
     assert await far('[{"far": {"budget_per_day": 90, "price_per_run": 0.001, "over_budget": "wait"}}]') == whole
-    narrow = {**whole, "budget_per_day": 2_000_000, "model": "a/b"}
-    assert await far('[{"far": {"budget_per_day": 2, "model": "a/b"}}]') == narrow
+    assert await far('[{"far": {"budget_per_day": 2, "model": "x/y"}}]') == {**whole, "budget_per_day": 2_000_000}
+    # The price is of what the route runs there.
+    with pytest.raises(BadRoute, match="has a price"):
+        await far('[{"far": {"model": "a/b"}}]')
     # A model with a route of its own that does not name the provider borrows from the account's, and spends from that.
     await one.routes.put(account, "ada/noop", "other")
     assert await far('"far"') == whole
     await one.routes.put(account, "ada/noop", ["workers", {"far": {"budget_per_month": 7}}])
     own = {**dict.fromkeys(whole), "budget_per_month": 7_000_000, "over_budget": "wait", "route": "ada/noop"}
     assert await far('"far"') == own
+    assert await far('[{"far": {"model": "a/b"}}]') == {**own, "model": "a/b"}
     # A price of the request's own would make any budget last.
     await one.routes.remove(account, "")
     await one.routes.remove(account, "ada/noop")

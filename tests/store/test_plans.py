@@ -247,6 +247,7 @@ async def test_statements_use_the_index_made_for_them(plans: dict[str, str]) -> 
         "remove_provider": ("providers_by_name", "errands_open"),
         "errand_by_mark": ("errands_by_mark",),
         "provider_waits": ("errands_by_model",),
+        "dearest": ("errands_by_model",),
         "prune_spending": ("spending_by_age",),
         "prune_costs": ("costs_by_age",),
         "prune_usage": ("usage_by_age",),

@@ -16,6 +16,7 @@ import click
 import httpx2
 
 from cogflare.agent.address import DIRECT, tls_advice, with_scheme
+from cogflare.cli.output import visible
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 _TIMEOUT = httpx2.Timeout(30, connect=5)
@@ -41,7 +42,11 @@ class ApiError(click.ClickException):
 
 
 class NotFound(ApiError):
-    """The server does not know what was named."""
+    """The server does not know what was named; `detail` is how it says so itself."""
+
+    def __init__(self, message: str, status: int = 404, detail: str = "") -> None:
+        super().__init__(message, status)
+        self.detail = detail
 
 
 class Unreachable(ApiError):
@@ -137,7 +142,9 @@ class Client:
             raise Unreachable(
                 f"{self.server} does not answer as Cogflare would (HTTP {response.status_code}): is the address right?"
             )
-        raise self._refusal(response.status_code, detail.strip(), path)
+        # It may quote what a provider said.
+        words = "\n".join(visible(line) for line in detail.strip().splitlines())
+        raise self._refusal(response.status_code, words, path)
 
     def _refusal(self, status: int, detail: str, path: str) -> ApiError:
         if status == 401:
@@ -146,7 +153,7 @@ class Client:
         if status == 403:
             return ApiError(f"{detail.removesuffix('.')}. The token came from COGFLARE_TOKEN or --token.", status)
         if status == 404:
-            return NotFound(_missing(path) or detail, status)
+            return NotFound(_missing(path) or detail, status, detail)
         if status >= 500:
             return Unreachable(f"the server failed (HTTP {status}): {detail}", status)
         # What is wrong with an input comes as a list, one line each.

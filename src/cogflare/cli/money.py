@@ -123,7 +123,7 @@ def _named(line: Mapping[str, Any], by: str) -> str:
 
 def _summary(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     total, saved = found["total"], found["saved"]
-    yield "spent", f"{_figures(total)[-1]} on {counted(total['runs'], 'run')}"
+    yield "spent", _spent(total)
     if total["in_doubt"]:
         yield (
             "in doubt",
@@ -138,6 +138,16 @@ def _summary(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         unpriced = f", {saved['unpriced']} more have no price" if saved["unpriced"] else ""
         priced = counted(saved["runs"] - saved["unpriced"], "run")
         yield "saved", f"{money(saved['amount'])} by {priced} on own workers{unpriced}"
+
+
+def _spent(total: Mapping[str, Any]) -> str:
+    runs, unknown = counted(total["runs"], "run"), total["unknown"]
+    if not unknown:
+        return f"{money(total['cost'])} on {runs}"
+    if unknown == total["runs"]:
+        return f"{_UNKNOWN} on {runs}"
+    known = counted(total["runs"] - unknown, "run")
+    return f"{money(total['cost'])} on {known}, and what {unknown} more cost is {_UNKNOWN}"
 
 
 def _figures(line: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -20,7 +20,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the API's 
 _DASH: Final = "-"
 _SHORT: Final = 10
 _LEAST: Final = 8
-"""Widths of a table's columns: the most that is never broken, the least that is left to the others."""
+_LONG: Final = 26
+"""Widths of a table's columns: what is short, the least that is left to a longer one, and a very long word."""
 
 
 def print_json(value: Any) -> None:
@@ -39,17 +40,40 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: st
         for line in lines:
             click.echo("\t".join(line))
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    # What other commands take has to stay in one piece; so do short cells, where there is room for the others beside.
-    widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
-    firm = [position == 0 or width <= _SHORT for position, width in enumerate(widths)]
-    needed = sum(width if is_firm else _LEAST for width, is_firm in zip(widths, firm, strict=True)) + 2 * len(widths)
-    for column, is_firm in zip(table.columns, firm, strict=True):
-        column.no_wrap = is_firm and needed <= console.width
-    table.columns[0].no_wrap = True
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, width in zip(table.columns, _widths(columns, lines, console.width), strict=True):
+        column.width = width
     for line in lines:
         table.add_row(*(Text(text, overflow="fold") for text in line))
     console.print(table)
+
+
+def _widths(columns: Sequence[str], lines: Iterable[Sequence[str]], room: int) -> list[int]:
+    """Return how wide each column of a table may be, two blanks beside each.
+
+    What other commands take stays in one piece: the first column. So do short cells, then words, as long as there is
+    room for that; the last column, which says the most, gives way first.
+    """
+    cells = list(zip(columns, *lines, strict=True))
+    whole = [max(map(len, column)) for column in cells]
+    word = [min(_LONG, max(map(len, _words(column)))) for column in cells]
+    short, words = ([w if w <= most else low for w, low in zip(whole, word, strict=True)] for most in (_SHORT, _LEAST))
+    first, last = whole[:1], [min(_LEAST, width) for width in whole[1:][-1:]]
+    tight = [min(_LEAST, width) for width in whole]
+    tries = (short, short[:-1] + last, words[:-1] + last, tight)
+    left = room - 2 * len(whole)
+    widths = next((found for tried in tries if sum(found := (first + tried[1:])) <= left), first + tight[1:])
+    # What is over goes where it is missed, a character at a time, to what lacks least.
+    for _ in range(left - sum(widths)):
+        wanting = [place for place, width in enumerate(widths) if width < whole[place]]
+        if not wanting:
+            break
+        widths[min(wanting, key=lambda place: whole[place] - widths[place])] += 1
+    return widths
+
+
+def _words(cells: Iterable[str]) -> list[str]:
+    return [word for cell in cells for word in cell.split()] or [""]
 
 
 def print_fields(fields: Iterable[tuple[str, Any]]) -> None:

@@ -95,6 +95,8 @@ def _create(client: Client, model: str, version: str | None, order: dict[str, An
         else:
             created = client.post(f"/v1/models/{quoted(*model.split('/'))}/predictions", order)
     except NotFound as error:
+        if "no provider of its route" in error.detail:
+            raise ApiError(error.detail) from error
         raise ApiError(
             f"the server has no {model}: `cogflare models list` shows what it has, `cogflare worker FOLDER --model"
             f" {model}` connects one, `cogflare routes set {model} PROVIDER` takes it from a provider"

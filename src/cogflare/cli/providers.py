@@ -10,7 +10,7 @@ import click
 
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.money import money
-from cogflare.cli.output import age, as_json, counted, note, print_fields, print_json, print_table, time_of
+from cogflare.cli.output import age, as_json, counted, note, print_fields, print_json, print_table, time_of, visible
 
 KINDS: Final = ("replicate", "cogflare", "runpod")
 KEY_VARIABLE: Final = "COGFLARE_PROVIDER_KEY"
@@ -173,8 +173,7 @@ def _told(provider: Mapping[str, Any], as_json: bool) -> None:
         print_json(provider)
     else:
         _print(provider)
-        whose = f" (account {report['account']})" if report["account"] else ""
-        note(f"checked: {report['text']}{whose}")
+        note(f"checked: {visible(report['text'])}")
         if report["workers"] is not None:
             note(f"it has {counted(report['workers'], 'worker')} that could run something now")
     if not report["ok"]:

@@ -7,7 +7,7 @@ import click
 
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.money import money
-from cogflare.cli.output import as_json, counted, duration, print_fields, print_json, print_table, time_of
+from cogflare.cli.output import as_json, counted, duration, print_fields, print_json, print_table, time_of, visible
 
 _UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _FIGURES: Final = {
@@ -33,7 +33,7 @@ def why(client: Client, prediction_id: str, as_json: bool) -> None:
     if as_json:
         print_json(reason)
         return
-    click.echo(reason["text"])
+    click.echo(visible(reason["text"]))
     print_fields([("status", found["status"]), ("reason", reason["code"]), *_waiting(reason), *_routed(reason)])
 
 
@@ -59,7 +59,9 @@ def _waiting(reason: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _routed(reason: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     decision = reason["decision"]
     if decision is not None:
-        yield "route", _decided(decision)
+        # What the reason has said already is not said twice.
+        is_told = decision["text"].lower() in reason["text"].lower()
+        yield "route", f"{decision['hop'] or 'nowhere'} ({decision['code']})" if is_told else _decided(decision)
         if decision["figures"] is not None:
             yield "figures", _figures(decision["figures"])
     for name, text in reason["blocked"].items():

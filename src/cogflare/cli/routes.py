@@ -11,6 +11,7 @@ from cogflare.cli.client import ApiError, Client, NotFound, quoted, with_client
 from cogflare.cli.fleet import MODEL
 from cogflare.cli.money import money
 from cogflare.cli.output import age, as_json, note, print_json, print_table
+from cogflare.cli.providers import KINDS
 from cogflare.domain.money import dollars
 from cogflare.domain.policy import BadPolicy, Hop, Policy, parse, parse_line, render
 
@@ -104,7 +105,8 @@ def check(client: Client, route: str, as_json: bool) -> None:
     else:
         _explain(policy)
     for name in missing or ():
-        note(f"there is no provider {name} yet: `cogflare providers add {name}`")
+        kind = "" if name in KINDS else " --kind …"
+        note(f"there is no provider {name} yet: `cogflare providers add {name}{kind}` adds it")
     if missing:
         raise SystemExit(BadRoute.exit_code)
 

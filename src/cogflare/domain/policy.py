@@ -28,6 +28,7 @@ PRESETS: Final[dict[str, object]] = {
 }
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII)
+_WORD: Final = re.compile(r"[\w.-]{1,100}")
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _ENDPOINT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", re.ASCII)
 _TOML_PLACE: Final = re.compile(r" \(at (?:line \d+, column (\d+)|end of document)\)\Z", re.ASCII)
@@ -130,7 +131,9 @@ def parse_line(text: str) -> Policy:
     line = text.strip()
     if len(line) > MAX_LINE:
         raise BadPolicy("policy", f"a policy has at most {MAX_LINE} characters, this one {len(line)}")
-    if _NAME.fullmatch(line):
+    if not line:
+        raise BadPolicy("policy", "it is empty; a list of hops, a preset or a provider's name goes here")
+    if _WORD.fullmatch(line):
         return parse(line)
     try:
         return parse(_decoded(line))
@@ -222,12 +225,17 @@ def _with_options(name: str, options: Mapping[object, object], place: str) -> Ho
     read: dict[str, Any] = {}
     for option, value in options.items():
         if not isinstance(option, str) or option not in OPTIONS:
-            raise BadPolicy(f"{place}.{str(option)[:80]}", f"unknown option; there are {', '.join(OPTIONS)}")
+            raise BadPolicy(f"{place}.{_shown(option)}", f"unknown option; there are {', '.join(OPTIONS)}")
         read[option] = OPTIONS[option](value, f"{place}.{option}")
     hop = Hop(name, **read)
     if hop.budget_per_day and hop.budget_per_month and hop.budget_per_day > hop.budget_per_month:
         raise BadPolicy(f"{place}.budget_per_day", "more than budget_per_month: a day cannot spend more than its month")
     return hop
+
+
+def _shown(option: object) -> str:
+    """Return the beginning of an option's name as text that can be sent: JSON may name one with half a character."""
+    return str(option)[:80].encode(errors="replace").decode()
 
 
 def _when(value: object, place: str) -> Condition:

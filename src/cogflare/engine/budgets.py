@@ -194,6 +194,8 @@ def _told(share: Share, provider: str, spent: int, reserved: int, estimate: int 
         parts.append(f"{shown(reserved)} is reserved by runs that go on")
     if estimate is not None:
         parts.append(f"a run costs about {shown(estimate)}")
-    again = "the next day" if share.period == "day" else "the next month"
+    again = f"the next {share.period} begins at 00:00 UTC"
+    if estimate is not None and estimate > (share.limit or 0):
+        again = "it covers none at all"
     limit = f"{shown(share.limit or 0)} a {share.period}"
-    return f"{owner} of {limit} does not cover another run: {', '.join(parts)}; {again} begins at 00:00 UTC"
+    return f"{owner} of {limit} does not cover another run: {', '.join(parts)}; {again}"

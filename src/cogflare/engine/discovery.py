@@ -20,7 +20,7 @@ from cogflare.engine.catalog import Catalog, OfferRefused, Target
 from cogflare.engine.providers import Provider, Providers
 from cogflare.engine.routes import Routes
 from cogflare.protocol.messages import Offer
-from cogflare.providers.base import Busy, Denied, Described, ProviderError, Refused, Terms
+from cogflare.providers.base import Busy, Denied, Described, ProviderError, Refused, Terms, Unanswered
 
 KNOWN_S: Final = 300.0
 REFUSED_S: Final = 60.0
@@ -28,6 +28,7 @@ _AWAY_S: Final = 5.0
 _MODELS: Final = 20  # that are asked about for one bare version id
 _MOST_AWAY_S: Final = 60.0
 _CACHE_SIZE: Final = 4_096
+_MOST_ANSWERS: Final = 256  # a schema is up to 1 MiB
 _ABSENT: Final = "the model has another version there"
 
 _Key = tuple[str, str, str, str | None, Terms]
@@ -160,6 +161,12 @@ class Discovery:
             if isinstance(error, Denied):
                 await self._providers.pause(provider.id, None, str(error))
             raise
+        except Exception as error:
+            # What waits for others must not stand still because of it.
+            log.exception("a provider's answer cannot be used", provider=provider.name, model=model)
+            away = Unanswered("its answer cannot be used")
+            self._keep(key, _AWAY_S, away)
+            raise away from error
         self._keep(key, KNOWN_S, described)
         return described
 
@@ -173,7 +180,7 @@ class Discovery:
         return None if known is None or known[0] <= self._clock.monotonic() else known[1]
 
     def _keep(self, key: _Key, seconds: float, answer: Described | ProviderError) -> None:
-        if len(self._answers) >= _CACHE_SIZE:
+        if len(self._answers) >= _MOST_ANSWERS:
             self._answers.clear()
         self._answers[key] = (self._clock.monotonic() + seconds, answer)
 
@@ -183,7 +190,7 @@ class Discovery:
         offer = Offer(owner, name, described.version, 0, schema, described.cog_version)
         try:
             return await self._catalog.adopt(account, offer, self._clock.wall())
-        except (OfferRefused, msgspec.DecodeError) as error:
+        except (OfferRefused, msgspec.DecodeError, RecursionError) as error:
             raise BadRoute("", f"{model} of the provider cannot be used: {error}") from error
 
 

@@ -21,7 +21,7 @@ import structlog
 from cogflare.engine.bell import Bell, Breakable, Broken
 from cogflare.engine.imports import ImportFailed
 from cogflare.engine.means import Means, Settlement, Silence, within
-from cogflare.engine.mirror import forward
+from cogflare.engine.mirror import forward, without_data
 from cogflare.engine.providers import Provider
 from cogflare.engine.tenure import TakenOver, Tenure
 from cogflare.protocol.messages import AttemptKey, Finish
@@ -38,7 +38,7 @@ from cogflare.providers.base import (
     Unanswered,
 )
 from cogflare.store import errands as store
-from cogflare.store.base import Conflict, StoreError
+from cogflare.store.base import Conflict, Full, Unavailable
 from cogflare.store.errands import ErrandRow
 
 TAKEN_BACK: Final = "taken back: a worker of your own is free"
@@ -85,7 +85,8 @@ class Errand:
         self._cancel_at = float("-inf")
         self._gone_at: float | None = None
         self._pause_s = self._pace.first_s
-        self._answers, self._units = Silence(self._pace), Silence(self._pace)
+        self._answers, self._units, self._faults = (Silence(self._pace) for _ in range(3))
+        self._unwanted_at: float | None = None
         self._hints: asyncio.Task[None] | None = None
         self._hints_at = float("-inf")
 
@@ -183,19 +184,23 @@ class Errand:
             self._tenure.forget()
             self.is_over = self.is_lost = True
             return 0.0
-        except StoreError as error:
+        except (Unavailable, Full) as error:
             log.warning("the store refused a step of an errand", **self._about, error=str(error))
+            self._faults.broken()
             return self._units.again(self._now())
         except Exception:
             log.exception("step of an errand failed", **self._about)
-            return self._units.again(self._now())
+            return self._faults.again(self._now())
         self._units.broken()
+        self._faults.broken()
         return pause_s
 
     async def _step(self) -> float:
         tenure = self._tenure
         if self._settlement is not None:
             return await self._settle(self._settlement)
+        if self._faults.is_long(self._now()):
+            return await self._give_up(f"what {self.row.provider_name} answers cannot be used")
         if not tenure.is_loaded:
             await tenure.load(is_new=not self._was_in_doubt)
         elif self._now() >= tenure.check_at:
@@ -216,6 +221,10 @@ class Errand:
             return await self._unanswered(str(error))
 
     async def _go_on(self, executor: Executor, provider: Provider) -> float:
+        if not self._is_wanted:
+            self._unwanted_at = self._now() if self._unwanted_at is None else self._unwanted_at
+            if self._now() - self._unwanted_at >= self._pace.unwanted_s:
+                return await self._give_up(f"{self.row.provider_name} does not end it")
         if self._remote is None:
             if self._is_tried:
                 return await self._find(executor, provider)
@@ -261,7 +270,11 @@ class Errand:
         self._is_tried = self._is_submitting = True
         try:
             sight = await within(executor.submit(order), self._pace.submit_s)
-            await self._made(sight)
+            try:
+                await self._made(sight)
+            except TakenOver:
+                await self._tenure.disown(sight, executor, self._terms)
+                raise
         except Unanswered:
             self._was_in_doubt, self._doubt_at = True, self._now()
             raise
@@ -358,6 +371,7 @@ class Errand:
         self.sight = sight = forward(self.sight, seen)
         if sight.is_ended:
             return await self._end(sight, executor)
+        self.sight = without_data(sight)
         is_new = not is_unwanted and await self._tenure.show(sight, executor)
         self._follow(sight, executor)
         self._pause_s = self._pace.first_s if is_new else min(self._pause_s * _SLOWER, self._pace.slowest_s)
@@ -451,16 +465,13 @@ class Errand:
         if not self._is_tried and self._remote is None:
             return await self._give_back(Settlement(cost=0), reason)
         if self._is_wanted:
-            live = self._tenure.live
-            live.started_at = live.started_at or self._means.clock.wall()
-            await self._tenure.rescue(reason)
+            await self._tenure.rescue(reason, has_run=True)
         return await self._settle(self._doubtful())
 
     async def _give_back(self, settlement: Settlement, reason: str = TAKEN_BACK) -> float:
         """Give a prediction back that has not run, at once and with no strike."""
         if self._is_wanted:
-            self._tenure.live.started_at = None
-            await self._tenure.rescue(reason, is_innocent=True, slot_free=True)
+            await self._tenure.rescue(reason, has_run=False, is_innocent=True, slot_free=True)
         return await self._settle(settlement)
 
     def _doubtful(self) -> Settlement:

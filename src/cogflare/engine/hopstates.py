@@ -13,9 +13,8 @@ from cogflare.engine.budgets import Budgets
 from cogflare.engine.providers import Provider, Providers
 from cogflare.engine.routes import Rule
 from cogflare.providers.base import Denied, ProviderError, Refused
-from cogflare.store import errands
+from cogflare.store import inquiries
 from cogflare.store.base import Database
-from cogflare.store.errands import CostRow
 
 MAX_SERVERS: Final = 4
 """How many servers a prediction may have come through that is sent on to another."""
@@ -36,7 +35,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Costs(msgspec.Struct, frozen=True):
-    """What runs of a model at a provider came to on average; None: not known. The cost is in micros."""
+    """What the dearest of a model's last runs at a provider came to; None: not known. The cost is in micros."""
 
     run_s: float | None = None
     cost: int | None = None
@@ -50,23 +49,26 @@ class HopStates:
         self._clock = clock
         self._providers = providers
         self._budgets = budgets
-        self._costs: dict[str, tuple[float, dict[tuple[str, str], Costs]]] = {}
+        self._costs: dict[tuple[str, str, str], tuple[float, Costs]] = {}
 
-    async def of(self, job: Job, rule: Rule, mean_run_s: float | None, taken: Mapping[str, int]) -> dict[str, HopState]:
+    async def of(self, job: Job, rule: Rule, taken: Mapping[str, int]) -> dict[str, HopState]:
         """Return the state of each provider of a rule; `taken` is how many runs each has, by its id."""
         known = await self._providers.all(job.account)
         return {
-            hop.name: await self._state(job, rule, hop, known.get(hop.name), mean_run_s, taken)
-            for hop in rule.policy.providers
+            hop.name: await self._state(job, rule, hop, known.get(hop.name), taken) for hop in rule.policy.providers
         }
 
-    async def estimate(self, job: Job, hop: Hop, provider: Provider, mean_run_s: float | None) -> int | None:
-        """Return what a run is going to cost in micros; None where nobody can tell."""
+    async def estimate(self, job: Job, hop: Hop, provider: Provider) -> int | None:
+        """Return what a run may cost, in micros; None where nobody can tell yet.
+
+        Runs of which many go on at once pass a budget by the sum of what they were estimated too low, so the dearest of
+        the last ones counts, and a first one goes alone.
+        """
         by_run = estimate(hop.prices, provider.prices, None)
         if by_run is not None:
             return by_run
-        past = (await self._past(job.account)).get((job.model, provider.name), Costs())
-        by_time = estimate(hop.prices, provider.prices, past.run_s if past.run_s is not None else mean_run_s)
+        past = await self._past(job, provider)
+        by_time = estimate(hop.prices, provider.prices, past.run_s)
         return past.cost if by_time is None else by_time
 
     async def _state(
@@ -75,7 +77,6 @@ class HopStates:
         rule: Rule,
         hop: Hop,
         provider: Provider | None,
-        mean_run_s: float | None,
         taken: Mapping[str, int],
     ) -> HopState:
         now = self._clock.wall()
@@ -91,26 +92,25 @@ class HopStates:
         running, most = taken.get(provider.id, 0), provider.settings.max_concurrent
         if running >= most:
             return HopState("your_limit", f"{running} run there, and max_concurrent is {most}")
-        cost = await self.estimate(job, hop, provider, mean_run_s)
+        cost = await self.estimate(job, hop, provider)
         route = rule.route_of(hop)
         spent = await self._budgets.exhausted(job.account, job.token, job.model, route, hop, cost, now)
         if spent is None:
             return HopState()
         return HopState("your_limit" if spent.is_passing else "budget_exhausted", spent.text)
 
-    async def _past(self, account: str) -> dict[tuple[str, str], Costs]:
-        """Return what runs came to in the last days, by model and provider."""
-        kept = self._costs.get(account)
+    async def _past(self, job: Job, provider: Provider) -> Costs:
+        key = job.account, provider.id, job.model
+        kept = self._costs.get(key)
         if kept is not None and kept[0] > self._clock.monotonic():
             return kept[1]
-        now = self._clock.wall()
-        found: dict[tuple[str, str], list[CostRow]] = {}
-        for row in await errands.costs(self._db, account, now - _PAST_US, now + _US):
-            found.setdefault((row.model, row.provider_name), []).append(row)
-        past = {name: _mean(rows) for name, rows in found.items()}
+        run_us, cost = await inquiries.dearest(self._db, *key, self._clock.wall() - _PAST_US)
+        past = Costs(run_us / _US if run_us else None, cost or None)
         if len(self._costs) >= _KEPT:
             self._costs.clear()
-        self._costs[account] = (self._clock.monotonic() + _KEPT_S, past)
+        # What is not known is asked again with the next look: the first run's end lets others go.
+        if past.run_s is not None or past.cost is not None:
+            self._costs[key] = (self._clock.monotonic() + _KEPT_S, past)
         return past
 
 
@@ -123,13 +123,3 @@ def unmet(error: ProviderError, version: str | None) -> HopState:
     if isinstance(error, Denied):
         return HopState("provider_paused", str(error))
     return HopState("provider_paused", f"it does not answer: {error}")
-
-
-def _mean(rows: list[CostRow]) -> Costs:
-    runs = sum(row.runs - row.in_doubt for row in rows)
-    priced = sum(row.runs - row.in_doubt - row.unknown for row in rows)
-    run_us, cost = sum(row.run_us for row in rows), sum(row.cost for row in rows)
-    return Costs(
-        run_us / _US / runs if runs > 0 and run_us > 0 else None,
-        round(cost / priced) if priced > 0 and cost > 0 else None,
-    )

@@ -29,7 +29,7 @@ class Pace(msgspec.Struct, frozen=True):
 
     `soon_s`: to the first look after the submit, since what is short is over by then. `first_s`: to the next one.
     `find_again_s`: after which a run that was not found is not on its way any more. `lost_s`: without an answer that
-    can be used, after which the errand is given up.
+    can be used, after which the errand is given up; `unwanted_s`: without an end of a run that nobody wants.
     """
 
     soon_s: float = 0.05
@@ -41,6 +41,7 @@ class Pace(msgspec.Struct, frozen=True):
     cancel_again_s: float = 10.0
     gone_s: float = 5.0
     lost_s: float = 900.0
+    unwanted_s: float = 3_600.0
     check_s: float = 5.0
     call_s: float = 30.0
     submit_s: float = 90.0

@@ -13,7 +13,7 @@ from msgspec import Raw
 from cogflare.domain.clock import Clock
 from cogflare.engine.live import Live, bounded_metrics
 from cogflare.engine.sizes import is_cut_output
-from cogflare.protocol.messages import Finish
+from cogflare.protocol.messages import MAX_ITEMS, Finish
 from cogflare.providers.base import Sight
 
 _MAX_LOGS: Final = 4  # of runs that began anew: each is appended to the one before
@@ -122,9 +122,11 @@ class Mirror:
 
 
 def items_of(output: Raw | None) -> list[bytes] | None:
-    """Return the items of an output that is a list; None for any other."""
+    """Return the items of an output that is a list; None for any other, and where they may be too many to be told."""
     data = b"" if output is None else bytes(output).strip()
-    return [bytes(item) for item in _items.decode(data)] if data.startswith(b"[") else None
+    if not data.startswith(b"[") or data.count(b",") > MAX_ITEMS:
+        return None
+    return [bytes(item) for item in _items.decode(data)]
 
 
 def forward(known: Sight | None, seen: Sight) -> Sight:
@@ -134,3 +136,8 @@ def forward(known: Sight | None, seen: Sight) -> Sight:
     if known.state == "running" and seen.state == "waiting":
         return known
     return msgspec.structs.replace(seen, started=True) if known.started and not seen.started else seen
+
+
+def without_data(sight: Sight) -> Sight:
+    """Return what is remembered of a run between two looks: not what may be large, of which the mirror has its own."""
+    return msgspec.structs.replace(sight, output=None, logs="", metrics={})

@@ -33,6 +33,7 @@ BASE_URLS: Final[dict[str, str]] = {
 CACHE_S: Final = 5.0
 _CACHE_SIZE: Final = 4_096
 _RETIRED_S: Final = 3600.0  # after which nobody uses the executor of an older key any more
+_MOST_RETIRED: Final = 1_000
 _HINT_CHARS: Final = 4
 _LOST: Final = "its key was lost with the secret_key of the server; give it again"
 _MAX_KEY_CHARS: Final = 4_096
@@ -194,20 +195,27 @@ class Providers:
         if opened is not None:
             self._use(stored.row, opened)
         await self._close_retired()
-        return stored, await self.check(stored)
+        report = await self.check(stored)
+        paused = await store.find(self._db, account, name) if report.is_denied else None
+        return _provider(paused) if paused else stored, report
 
     async def check(self, provider: Provider, endpoint: str = "") -> Report:
-        """Ask a provider whether its key works; one that was paused for a bad key goes on when it does."""
+        """Ask a provider whether its key works: one whose key is refused is paused, and goes on when it works."""
         try:
             report = await self.executor(provider).check(endpoint)
         except Denied as error:
             return Report(False, str(error))
         if report.ok and provider.row.paused_until is not None:
             await self.resume(provider.id)
+        elif report.is_denied and provider.pause(self._clock.wall()) is None:
+            await self.pause(provider.id, None, report.text)
+            self._forget(provider.row.account)
         return report
 
     async def remove(self, account: str, name: str) -> Literal["removed", "busy"]:
         """Remove a provider and its key; one where predictions run stays. Raises `NotFound`."""
+        if not is_provider_name(name):
+            raise NotFound
         known = await store.find(self._db, account, name)
         outcome = await store.remove(self._db, account, name)
         if known is None or outcome == "unknown":
@@ -253,8 +261,9 @@ class Providers:
 
     async def _close_retired(self) -> None:
         now = self._clock.monotonic()
-        due = [executor for at, executor in self._retired if at <= now]
-        self._retired = [(at, executor) for at, executor in self._retired if at > now]
+        kept = [(at, executor) for at, executor in self._retired if at > now][-_MOST_RETIRED:]
+        due = [executor for _, executor in self._retired[: len(self._retired) - len(kept)]]
+        self._retired = kept
         for executor in due:
             await executor.aclose()
 

@@ -82,7 +82,7 @@ class _Look:
     """
 
     taken: dict[str, int]
-    after: str
+    after: str = ""
     states: dict[tuple[Job, str | None, Key], dict[str, HopState]] = field(default_factory=dict)
     stay: dict[str, int] = field(default_factory=dict)
     claims: list[Callable[[], Coroutine[Any, Any, bool]]] = field(default_factory=list)
@@ -164,7 +164,7 @@ class Router:
         if is_strict:
             # Of a moment ago is not good enough for a no.
             self._budgets.forget(caller.account)
-        decision = decide(policy, figures, await self.states.of(job, rule, group.mean_run_s, taken))
+        decision = decide(policy, figures, await self.states.of(job, rule, taken))
         if decision.is_refused:
             raise OverBudget(_refused(policy, decision))
         # Where the route puts a provider before workers, a free one of them must not be faster.
@@ -196,9 +196,7 @@ class Router:
         group = await self._figures.of(row)
         place = await self._place_of(row, group)
         figures = self._seen(group, place, row.created_at)
-        states = await self.states.of(
-            await self._job(row), rule, group.mean_run_s, await errands.open_counts(self._db, row.account)
-        )
+        states = await self.states.of(await self._job(row), rule, await errands.open_counts(self._db, row.account))
         version = row.version if row.pinned else None
         for hop in rule.policy.providers:
             provider = await self._providers.find(row.account, hop.name)
@@ -219,7 +217,7 @@ class Router:
                 return True
         job = await self._job(row)
         job = msgspec.structs.replace(job, refused=job.refused | {errand.provider})
-        states = await self.states.of(job, rule, None, {})
+        states = await self.states.of(job, rule, {})
         return any(not state.is_permanent for state in states.values())
 
     # --- a look ----------------------------------------------------------------------------------------------------
@@ -248,8 +246,8 @@ class Router:
     async def _look(self, account: str, model: str) -> bool:
         """Move what can be moved; returns whether anything was."""
         key = (account, model)
-        look = _Look(dict(await errands.open_counts(self._db, account)), self._cursors.pop(key, ""))
-        for _ in range(_PAGES):
+        look, further = _Look(dict(await errands.open_counts(self._db, account))), self._cursors.pop(key, "")
+        for number in range(_PAGES):
             page = await routing.candidates(self._db, account, model, look.after, PAGE)
             # Ids of one millisecond are in no order.
             for one in sorted(page, key=lambda one: one.created_at):
@@ -258,10 +256,14 @@ class Router:
             if len(page) < PAGE:
                 break
             look.after = page[-1].id
+            if number == 0 and not look.moved and further > look.after:
+                # What came first was asked first, and stays; so on with what the last look did not come to.
+                look.after = further
+                look.stay.clear()
             await asyncio.sleep(0)
         else:
             # There is more, for which the next look goes on from here.
-            self._cursors[key] = look.after
+            self._cursors[key] = max(look.after, further)
             if look.moved:
                 self._due.add(key)
         return look.moved > 0
@@ -277,13 +279,13 @@ class Router:
         same = job, one.route, group.key
         states = look.states.get(same)
         if states is None:
-            states = look.states[same] = await self.states.of(job, rule, group.mean_run_s, look.taken)
+            states = look.states[same] = await self.states.of(job, rule, look.taken)
         choice = await self._choose(one, rule.policy, figures, dict(states))
         if isinstance(choice, _Choice):
             provider = choice.provider
             look.taken[provider.id] = look.taken.get(provider.id, 0) + 1
             look.states.clear()
-            estimate = await self.states.estimate(job, choice.hop, provider, group.mean_run_s)
+            estimate = await self.states.estimate(job, choice.hop, provider)
             look.claims.append(partial(self._send, one, rule, choice, estimate))
         else:
             look.stay[one.queue] = look.stay.get(one.queue, 0) + 1
@@ -376,7 +378,7 @@ class Router:
             new_id(now),
             new_key(),
             _json.encode(choice.described.terms).decode(),
-            _json.encode(choice.decision).decode(),
+            _decided(choice),
             await self._shown_version(one, choice.described),
             now,
             provider.settings.max_concurrent,
@@ -418,6 +420,13 @@ class Router:
         elif hint.channel == CHANNEL_QUEUE and is_route_queue(hint.payload) and not self._db.is_shared:
             # Came back from a provider. Of several nodes each would run for it, so there the next tick has to do.
             self.poke(*of_route_queue(hint.payload))
+
+
+def _decided(choice: _Choice) -> str:
+    """Return the decision as it is kept, with the prices that hold for this run whatever is set later."""
+    hop, provider = choice.hop.prices, choice.provider.prices
+    prices = hop if hop.are_known else provider
+    return _json.encode({**msgspec.structs.asdict(choice.decision), "prices": prices}).decode()
 
 
 def _last(group: Group, flow: str, more: int) -> int:

@@ -62,7 +62,8 @@ class Routes:
         """Return what a prediction with this wish follows; None where nothing is said, which means workers only.
 
         A wish chooses the places, their order and conditions. What the account has set for a provider holds all the
-        same: its budgets and prices at any rate, and the names of models where the wish has none. Raises `BadRoute`.
+        same: its budgets and prices at any rate, and the names of models where the wish has none, or the route a price.
+        Raises `BadRoute`.
         """
         known = await self._known(account)
         route = model if model in known else OF_ACCOUNT
@@ -161,6 +162,9 @@ def _merged(wished: Hop, known: Hop | None) -> Hop:
     if known is None:
         # A price of one's own would make any budget last.
         return msgspec.structs.replace(wished, price_per_s=None, price_per_run=None)
+    if known.prices.are_known and any(getattr(wished, name) not in (None, getattr(known, name)) for name in _NAMES):
+        # Something dearer would be counted at the price of what the route runs there.
+        raise BadRoute("", f"the route has a price for what it runs at {known.name}, and a wish names nothing else")
     named = {name: getattr(wished, name) or getattr(known, name) for name in _NAMES}
     is_strict = "refuse" in (wished.over_budget, known.over_budget)
     return msgspec.structs.replace(

@@ -3,6 +3,8 @@
 What ends the prediction is the same compare-and-set as for workers: a cancel, a limit or a loss may be first.
 """
 
+import asyncio
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -19,16 +21,25 @@ from cogflare.engine.bell import Breakable, Broken
 from cogflare.engine.files import Superseded
 from cogflare.engine.imports import ImportFailed
 from cogflare.engine.live import Holder, Live, hook_of
-from cogflare.engine.means import Means, Silence
+from cogflare.engine.means import Means, Silence, within
 from cogflare.engine.mirror import Mirror, items_of
 from cogflare.protocol.messages import AttemptKey, Finish
 from cogflare.providers.base import Executor, ProviderError, Refused, Sight, Submission, Terms
-from cogflare.store import fleet, predictions
+from cogflare.store import errands, fleet, predictions
 from cogflare.store.errands import ErrandRow
 from cogflare.store.fleet import AttemptState
 from cogflare.store.predictions import PredictionRow
 
 _SHORTEST_S: Final = 1.0  # that a provider is told as a limit
+
+
+class _Decision(msgspec.Struct, frozen=True):
+    """Of a kept decision, the prices that held for the run."""
+
+    prices: money.Prices = money.Prices()
+
+
+_prices: Final = msgspec.json.Decoder(_Decision)
 NOT_COPIED: Final = (ProviderError, BlobError, ImportFailed)
 
 log = structlog.get_logger()
@@ -212,11 +223,33 @@ class Tenure:
         about = {"prediction": self._row.prediction, "attempt": self._row.attempt}
         log.info("errand delivered", **about, status=finish.status, verdict=verdict)
 
-    async def rescue(self, reason: str, *, is_innocent: bool = False, slot_free: bool = False) -> None:
-        """Give the prediction back to the queue, or end it where it may not run again."""
+    async def rescue(
+        self, reason: str, *, has_run: bool | None = None, is_innocent: bool = False, slot_free: bool = False
+    ) -> None:
+        """Give the prediction back to the queue, or end it where it may not run again (`has_run` None: as shown)."""
+        live = None if self.mirror is None else self.mirror.live
+        if live is not None and has_run is not None:
+            live.started_at = (live.started_at or self._means.clock.wall()) if has_run else None
         about: dict[str, Any] = {"is_innocent": is_innocent, "renewals": self._renewals}
-        await self._means.losses.rescue(self.key, reason, live=self.live, slot_free=slot_free, **about)
+        await self._means.losses.rescue(self.key, reason, live=live, slot_free=slot_free, **about)
         self.forget()
+
+    async def disown(self, made: Sight, executor: Executor, terms: Terms) -> None:
+        """End a run that was made after somebody else had taken over, unless that one has found it."""
+        means, clock = self._means, self._means.clock
+        due = clock.monotonic() + means.pace.find_again_s + means.pace.submit_s
+        while not executor.is_repeatable:
+            row = await errands.get(means.db, *self.key)
+            if row is not None and row.remote_id == made.remote_id:
+                return
+            if row is None or row.is_over or row.remote_id is not None:
+                log.error("canceling a second run", prediction=self._row.prediction, remote_id=made.remote_id)
+                with suppress(ProviderError):
+                    await within(executor.cancel(made.remote_id, terms), means.pace.call_s)
+                    return
+            if clock.monotonic() >= due:
+                return
+            await asyncio.sleep(means.pace.retry_s)
 
     # --- its route -------------------------------------------------------------------------------------------------
 
@@ -234,6 +267,9 @@ class Tenure:
         """Return what a run cost, in micros; None: nobody can tell."""
         if sight.cost is None and sight.state != "succeeded" and not sight.started:
             return 0
+        kept = _prices.decode(self._row.decision).prices
+        if kept.are_known:
+            return money.cost(kept, kept, sight.cost, sight.run_s)
         policy, provider = await self._policy(), await self._means.providers.get(self._row.provider)
         hop = None if policy is None else policy.hop(self._row.provider_name)
         settings = None if provider is None else provider.settings

@@ -8,7 +8,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Final, Self
 from urllib.parse import urljoin
 
@@ -27,7 +27,10 @@ from cogflare.net.sockets import Sockets
 from cogflare.net.words import parsed, reason_of, retry_after_s, unconnected
 
 BLOT: Final = "[key]"
-_MAX_REPLY: Final = 64 << 20
+SMALL: Final = 1 << 20  # bytes of an answer
+LARGE: Final = 32 << 20
+_LARGE_AT_ONCE: Final = 2
+_MAX_STREAMS: Final = 100
 _MAX_IDLE: Final = 64
 _IDLE_S: Final = 15.0
 _CONNECT_S: Final = 10.0
@@ -125,6 +128,9 @@ class Site:
         self._origin = _origin(base_url)
         self._authority = {"Authorization": f"Bearer {key}"}
         self._key = key if len(key) >= _SHORTEST_BLOT else ""
+        # What one site answers must not take the memory of all.
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._streams = 0
 
     def __repr__(self) -> str:
         return f"<Site {self.base}>"
@@ -154,12 +160,16 @@ class Site:
         *,
         timeout_s: float = 30.0,
         is_anonymous: bool = False,
+        most: int = LARGE,
     ) -> Reply:
-        """Send a request with a JSON body, or none, to a path below the base; raises `OutgoingError`."""
+        """Send a request with a JSON body, or none, to a path below the base; raises `OutgoingError`.
+
+        A good answer may have `most` bytes, any other one is small.
+        """
         sent = {**({} if is_anonymous else self._authority), "Accept": "application/json", **(headers or {})}
         if body is not None:
             sent["Content-Type"] = "application/json"
-        return await self._reply(method, path, sent, body or b"", timeout_s)
+        return await self._reply(method, path, sent, body or b"", timeout_s, most)
 
     async def send_form(
         self, path: str, name: str, content_type: str, size: int, body: AsyncIterator[bytes], *, timeout_s: float
@@ -167,7 +177,7 @@ class Site:
         """Send a file as the part `content` of a form; raises `OutgoingError`, and what reading the body raises."""
         form = Form(name, content_type, size, body)
         headers = {"Content-Type": form.content_type, "Content-Length": str(form.size)}
-        return await self._reply("POST", path, {**self._authority, **headers}, aiter(form), timeout_s)
+        return await self._reply("POST", path, {**self._authority, **headers}, aiter(form), timeout_s, SMALL)
 
     async def open(self, url: str, *, with_key: bool = False) -> "Download":
         """Open what is behind a URL of any origin, wherever it is sent on to; raises `OutgoingError`.
@@ -181,7 +191,7 @@ class Site:
             response = await stack.enter_async_context(self._client.exchange("GET", url, headers, silence_s=_SILENCE_S))
             told = _headers(response)
             if response.status not in _REDIRECTS or "location" not in told:
-                return Download(url, response, told, stack)
+                return Download(url, response, {name: self.clean(value) for name, value in told.items()}, stack)
             await stack.aclose()
             try:
                 url = urljoin(url, told["location"])
@@ -190,7 +200,21 @@ class Site:
         raise OutgoingError(f"{parsed(url)[1]} sends on more than {_HOPS} times")
 
     async def events(self, url: str, last_id: str = "") -> AsyncGenerator[ServerEvent, None]:
-        """Yield the events of a stream at a URL of any origin, as long as it lasts; raises `OutgoingError`."""
+        """Yield the events of a stream at a URL of any origin, as long as it lasts; raises `OutgoingError`.
+
+        So many streams at a time, and no more: whoever has none looks by itself.
+        """
+        if self._streams >= _MAX_STREAMS:
+            raise NoEvents(f"{self.host} has more than {_MAX_STREAMS} streams open")
+        self._streams += 1
+        try:
+            async with aclosing(self._events(url, last_id)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._streams -= 1
+
+    async def _events(self, url: str, last_id: str) -> AsyncGenerator[ServerEvent, None]:
         headers = {**(self._authority if self.is_own(url) else {}), "Accept": "text/event-stream"}
         if _ID.fullmatch(last_id):
             headers["Last-Event-ID"] = last_id
@@ -204,16 +228,29 @@ class Site:
                     yield event
 
     async def _reply(
-        self, method: str, path: str, headers: Mapping[str, str], content: Content, timeout_s: float
+        self, method: str, path: str, headers: Mapping[str, str], content: Content, timeout_s: float, most: int
     ) -> Reply:
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._client.exchange(method, self.base + path, headers, content, silence_s=timeout_s) as response,
             ):
-                return self._taken(response, await _whole(response, self.host))
+                return self._taken(response, await self._whole(response, most))
         except TimeoutError as error:
             raise OutgoingError(f"{self.host} did not answer within {timeout_s:g} s") from error
+
+    async def _whole(self, response: httpcore2.Response, most: int) -> bytes:
+        """Read an answer, but not too many large ones at a time."""
+        limit = most if 200 <= response.status < 300 else SMALL
+        body = bytearray()
+        async with AsyncExitStack() as turn:
+            async for chunk in response.aiter_stream():
+                if len(body) <= SMALL < len(body) + len(chunk) <= limit:
+                    await turn.enter_async_context(self._large)
+                body += chunk
+                if len(body) > limit:
+                    raise TooLarge(f"{self.host} answers with more than {limit >> 20} MiB")
+            return bytes(body)
 
     def _taken(self, response: httpcore2.Response, body: bytes) -> Reply:
         headers = {name: self.clean(value) for name, value in _headers(response).items()}
@@ -282,12 +319,3 @@ def _origin(url: str) -> tuple[bytes, bytes, int]:
 
 def _headers(response: httpcore2.Response) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-
-
-async def _whole(response: httpcore2.Response, host: str) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_stream():
-        body += chunk
-        if len(body) > _MAX_REPLY:
-            raise TooLarge(f"{host} answers with more than {_MAX_REPLY >> 20} MiB")
-    return bytes(body)

@@ -16,11 +16,12 @@ def parsed(url: str) -> tuple[httpcore2.URL, str]:
     """Return the URL to ask, and its host (with its port, if it names one); raises `OutgoingError`."""
     try:
         found = httpx2.URL(url)
+        host = found.host  # read as late as here where it is one of IDNA
     except (httpx2.InvalidURL, UnicodeError) as error:
         raise OutgoingError(f"the address is not a URL: {error}") from error
     if found.scheme not in ("http", "https"):
         raise OutgoingError(f"the address is not an http(s) URL, it begins with {found.scheme[:20]!r}")
-    if not found.host:
+    if not host:
         raise OutgoingError("the address names no host")
     if found.userinfo:
         raise OutgoingError("the address has a user name in it, which is not supported: use its query for a secret")

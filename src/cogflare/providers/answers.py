@@ -9,6 +9,7 @@ from cogflare.net.client import Reply
 from cogflare.providers.base import Busy, Denied, ProviderError, Refused, Unanswered
 
 _MAX_WORDS: Final = 2_000
+_MAX_PLACE: Final = 200
 _RESETS: Final = re.compile(r"resets in ~?(\d{1,6})\s*s", re.ASCII)
 _TAG: Final = re.compile(r"\s*<")
 
@@ -24,7 +25,7 @@ def failure(host: str, reply: Reply) -> ProviderError:
         case 408 | 425:
             return Unanswered(f"{host} does not answer: {said}")
         case status if 300 <= status < 400:
-            where = reply.headers.get("location", "somewhere else").partition("?")[0]
+            where = reply.headers.get("location", "somewhere else").partition("?")[0][:_MAX_PLACE]
             return Denied(f"{host} sends on to {where}: the address of the provider has to be the right one at once")
         case status if status >= 500:
             return Unanswered(f"{host} has failed: {said}")
@@ -37,7 +38,7 @@ def words(reply: Reply) -> str:
     try:
         document = msgspec.json.decode(reply.body)
     except (ValueError, RecursionError):
-        text = reply.body[:_MAX_WORDS].decode(errors="replace").strip()
+        text = reply.body[:_MAX_WORDS].decode(errors="replace").replace("\0", " ").strip()
         return status if not text or _TAG.match(text) else f"{text} ({status})"
     found = document if isinstance(document, str) else ""
     if isinstance(document, dict):

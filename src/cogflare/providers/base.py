@@ -123,6 +123,7 @@ class Report(msgspec.Struct, frozen=True):
     """What a check of a provider found: whether the key works, who is behind it, and what is wrong if anything is.
 
     `is_cogflare`: it takes ids of our own. `workers`: machines that could run something now, None: it does not say.
+    `is_denied`: the key was refused, or has no money behind it.
     """
 
     ok: bool
@@ -130,6 +131,7 @@ class Report(msgspec.Struct, frozen=True):
     account: str | None = None
     is_cogflare: bool = False
     workers: int | None = None
+    is_denied: bool = False
 
 
 class File(msgspec.Struct, frozen=True):

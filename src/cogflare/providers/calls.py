@@ -9,7 +9,7 @@ import msgspec
 
 from cogflare.domain.clock import Clock
 from cogflare.net.base import OutgoingError
-from cogflare.net.client import Download, OutOfReach, Reply, Site, Unsent
+from cogflare.net.client import LARGE, SMALL, Download, OutOfReach, Reply, Site, Unsent
 from cogflare.providers.answers import failure, pause_s
 from cogflare.providers.base import Busy, Denied, File, Gone, ProviderError, Refused, Unanswered
 from cogflare.providers.pace import Pace
@@ -54,16 +54,19 @@ class Calls:
         headers: Mapping[str, str] | None = None,
         *,
         kind: Kind = "other",
+        most: int = LARGE,
     ) -> Reply:
         """Send a request and return the answer whatever it is but 429; raises `Busy`, `Unanswered` and `Denied`."""
         at = self._root + path
         return await self.taken(
-            self._paces[kind], lambda: self._site.call(method, at, body, headers), is_create=kind == "create"
+            self._paces[kind],
+            lambda: self._site.call(method, at, body, headers, most=most),
+            is_create=kind == "create",
         )
 
-    async def good(self, method: str, path: str) -> Reply:
+    async def good(self, method: str, path: str, *, most: int = LARGE) -> Reply:
         """Send a request that has to succeed; raises a `ProviderError`."""
-        reply = await self.call(method, path)
+        reply = await self.call(method, path, most=most)
         if not reply.is_good:
             raise self.failure(reply)
         return reply
@@ -77,7 +80,7 @@ class Calls:
 
     async def anonymous(self, path: str) -> Reply:
         """Read what is open to all; raises `OutgoingError`."""
-        return await self._site.call("GET", self._root + path, is_anonymous=True)
+        return await self._site.call("GET", self._root + path, is_anonymous=True, most=SMALL)
 
     def decoded(self, reply: Reply, kind: type[T]) -> T:
         """Read an answer; raises `Unanswered` for what is not of that kind."""

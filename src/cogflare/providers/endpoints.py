@@ -5,9 +5,10 @@ RunPod takes the workers of an endpoint that is not used away, and goes on to ta
 
 from collections.abc import Mapping
 from math import inf
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from cogflare.domain.clock import Clock
 from cogflare.providers.pace import Pace
@@ -17,10 +18,14 @@ LOOK_S: Final = 5.0
 _LIMITS: Final = {"run": (6_000, 100), "read": (12_000, 200), "cancel": (600, 10)}  # a minute, and at once
 
 
+_State = Annotated[str, Meta(pattern=r"^[A-Za-z_]{1,40}\Z")]
+_Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
 class Health(msgspec.Struct, frozen=True):
     """What an endpoint says of its workers; an idle one is `ready`, too."""
 
-    workers: dict[str, int] = {}
+    workers: Annotated[dict[_State, _Count], Meta(max_length=20)] = {}
 
     @property
     def total(self) -> int:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.providers.base import Sight, State
-from cogflare.providers.sights import Unreadable
+from cogflare.providers.sights import MOST_S, RemoteId, Unreadable
 
 _STATES: Final[dict[str, State]] = {
     "IN_QUEUE": "waiting",
@@ -23,10 +23,13 @@ _COG_STATES: Final[dict[str, State]] = {"succeeded": "succeeded", "canceled": "c
 _NOTHING: Final = (b"null", b"[]")
 _TRACE: Final = "\ntraceback: "
 _MAX_LOGS: Final = 256 << 10
+_MAX_PARTS: Final = 16 << 20  # bytes
+_PART_BYTES: Final = 100  # that each costs beside its own
 _LOST: Final = (
     "the endpoint yielded its output in parts, of which RunPod tells each only once, and this server did not hear all: "
     "set return_aggregate_stream in the endpoint's handler, which keeps the whole output until the end"
 )
+_TOO_MUCH: Final = f"the endpoint yielded more than {_MAX_PARTS} bytes, which are not kept"
 _TOO_LONG: Final = "RunPod stopped it: it took longer than its time limit"
 _NOT_COG: Final = "the endpoint's handler does not answer with Cog's prediction: set the shape of its route to plain"
 
@@ -42,7 +45,7 @@ class Job(
 ):
     """A job, as far as it matters here; times in milliseconds."""
 
-    id: str
+    id: RemoteId
     status: str
     output: Raw = Raw(b"null")
     error: Any = None
@@ -107,6 +110,8 @@ class Run:
     def __init__(self, shape: Literal["plain", "cog"], *, is_whole: bool) -> None:
         self.is_whole = is_whole
         self.yields = False
+        self.size = 0
+        self._lost = _LOST
         self._parts: list[Raw] = []
         self._shape = shape
         self._has_run = False
@@ -116,15 +121,21 @@ class Run:
     def add(self, job: Job) -> None:
         """Keep the parts of a job that came now, as long as none before them is missing."""
         self.yields |= bool(job.stream)
-        if self.is_whole:
-            self._parts += [part.output for part in job.stream]
+        if not self.is_whole:
+            return
+        self.size += sum(len(memoryview(part.output)) + _PART_BYTES for part in job.stream)
+        # A copy each: they would keep the answers alive that they came in.
+        self._parts += [part.output.copy() for part in job.stream]
+        if self.size > _MAX_PARTS:
+            self.is_whole, self._lost = False, _TOO_MUCH
+            self.forget()
 
     def sight(self, job: Job) -> Sight:
         """Return what is seen of the run."""
         self._has_run |= job.state in ("running", "succeeded") or bool(job.run_ms) or job.worker is not None
         if job.state == "running":
             self._note(job.output)
-        run_s = None if job.run_ms is None else job.run_ms / 1000
+        run_s = _seconds(job.run_ms)
         if job.is_over and not self._has_run:
             run_s = 0.0
         seen = Sight(
@@ -134,19 +145,20 @@ class Run:
             output=self._output(job),
             logs=self._logs,
             run_s=run_s,
-            queue_s=None if job.delay_ms is None else job.delay_ms / 1000,
+            queue_s=_seconds(job.delay_ms),
         )
         if job.state == "failed":
             return self._failed(seen, job)
         if self._shape == "cog":
             return _cog(seen, job) if job.state == "succeeded" else seen
         if job.state == "succeeded" and self._has_holes(job):
-            return msgspec.structs.replace(seen, state="failed", error=_LOST)
+            return msgspec.structs.replace(seen, state="failed", error=self._lost)
         return seen
 
     def forget(self) -> None:
         """Drop the parts: the job itself has its whole output."""
         self._parts.clear()
+        self.size = 0
 
     def _output(self, job: Job) -> Raw | None:
         if self._shape == "cog":
@@ -196,7 +208,7 @@ def _cog(seen: Sight, job: Job) -> Sight:
 def _read_cog(output: Raw) -> _CogRun | None:
     try:
         return msgspec.json.decode(output, type=_CogRun)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
 
 
@@ -205,11 +217,16 @@ def _trouble(error: Any) -> tuple[str, str]:
     text = _text(error)
     try:
         found = msgspec.json.decode(text, type=_Trouble)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         message, _, trace = text.partition(_TRACE)
         return (message.removeprefix("handler: ").strip(), f"{trace.strip()}\n") if trace else (text, "")
     trace = f"{found.error_traceback.strip()}\n" if found.error_traceback else ""
     return found.error_message.strip() or found.error_type, trace
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    """Return a time that can be believed, in seconds."""
+    return None if milliseconds is None or not 0 <= milliseconds <= MOST_S * 1000 else milliseconds / 1000
 
 
 def _text(value: Any) -> str:

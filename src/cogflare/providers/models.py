@@ -7,11 +7,11 @@ read is remembered for a moment.
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from cogflare.domain.clock import Clock
 from cogflare.domain.ids import is_version
@@ -19,7 +19,8 @@ from cogflare.net.client import Reply
 from cogflare.providers.base import Described, Refused, Terms, Unanswered
 
 _KEPT_S: Final = 60.0
-_KEPT: Final = 512
+_KEPT: Final = 64
+_MAX_SCHEMA: Final = 1 << 20  # bytes
 T = TypeVar("T")
 NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}/[0-9A-Za-z][0-9A-Za-z._-]{0,99}", re.ASCII)
 
@@ -30,8 +31,8 @@ Get = Callable[[str], Awaitable[Reply]]
 class Version(msgspec.Struct, frozen=True):
     """A version."""
 
-    id: str
-    cog_version: str | None = None
+    id: Annotated[str, Meta(max_length=200)]
+    cog_version: Annotated[str, Meta(pattern=r"^[ -~]{0,100}\Z")] | None = None
     openapi_schema: Raw = Raw(b"null")
 
     @property
@@ -65,7 +66,8 @@ class Models:
             raise Refused(f"{there[:200]!r} is not the name of a model: owner/name")
         until, found, named = self._kept.get((there, wanted), (0.0, None, None))
         if found is None or until <= self._now():
-            found, named = await self._look(there, wanted)
+            seen, named = await self._look(there, wanted)
+            found = _bounded(seen, there)
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
             self._kept[there, wanted] = self._now() + _KEPT_S, found, named
@@ -104,3 +106,11 @@ class Models:
     def _made_up(self, model: str, version: Version) -> str:
         """Return an id for a version without one: another one whenever its schema changes."""
         return hashlib.sha256(b"\0".join([self._origin.encode(), model.encode(), version.schema or b""])).hexdigest()
+
+
+def _bounded(version: Version, model: str) -> Version:
+    """Return a version without the answer that it came in; raises `Refused` for one that is too large to be kept."""
+    schema = version.schema
+    if schema is not None and len(schema) > _MAX_SCHEMA:
+        raise Refused(f"the schema of {model} has more than {_MAX_SCHEMA >> 20} MiB there")
+    return Version(version.id, version.cog_version, Raw(schema or b"null"))

@@ -8,16 +8,17 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from cogflare.domain.clock import Clock
 from cogflare.net.base import OutgoingError
-from cogflare.net.client import NoEvents, Reply, Site
+from cogflare.net.client import SMALL, NoEvents, Reply, Site
 from cogflare.providers.base import (
+    Denied,
     Described,
     File,
     Gone,
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 class _Account(msgspec.Struct, frozen=True):
-    username: str
+    username: Annotated[str, Meta(max_length=200)]
 
 
 class _Health(msgspec.Struct, frozen=True):
@@ -74,9 +75,10 @@ class Replicate:
     async def check(self, endpoint: str = "") -> Report:
         """Ask whose the key is, and what kind of server takes it."""
         try:
-            account = self._calls.decoded(await self._calls.good("GET", "/account"), _Account).username
+            reply = await self._calls.good("GET", "/account", most=SMALL)
+            account = self._calls.decoded(reply, _Account).username
         except ProviderError as error:
-            return Report(False, str(error))
+            return Report(False, str(error), is_denied=isinstance(error, Denied))
         is_cogflare = await self._is_cogflare()
         return self._judged(Report(True, f"{self._site.host} takes the key, as {account}", account, is_cogflare))
 
@@ -122,6 +124,8 @@ class Replicate:
                 if listed.has(mark):
                     return sight(self._readable(read, await self._calls.good("GET", path_of(listed.id))))
             unmarked += [listed.id for listed in recent if listed.webhook is None]
+            if len(unmarked) > _MAX_LOOKS:
+                raise self._too_many()
             query = _query(page.next)
             if not query or len(recent) < len(page.results):
                 return await self._look_through(unmarked, mark)
@@ -129,8 +133,6 @@ class Replicate:
 
     async def _look_through(self, ids: list[str], mark: str) -> Sight | None:
         """Look at predictions one by one: a list may leave their webhooks out."""
-        if len(ids) > _MAX_LOOKS:
-            raise self._too_many()
         for begin in range(0, len(ids), _LOOKS_AT_ONCE):
             calls = (self._calls.found(path_of(id)) for id in ids[begin : begin + _LOOKS_AT_ONCE])
             for reply in await asyncio.gather(*calls):

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.domain.clock import Clock
-from cogflare.net.client import Reply, Site
+from cogflare.net.client import LARGE, SMALL, Reply, Site
 from cogflare.providers.answers import failure
 from cogflare.providers.base import (
     Busy,
@@ -45,6 +45,8 @@ _LEAST_RUN_MS, _LEAST_TTL_MS, _MOST_MS = 5_000, 10_000, 7 * 86_400_000
 _STREAM_S: Final = 5.0
 _MAX_RUNS: Final = 10_000
 _KEPT_ENDS: Final = 256
+_KEPT_BYTES: Final = 64 << 20
+_MAX_ENDPOINTS: Final = 1_000
 _MAX_STREAMS: Final = 1_000
 _ENDPOINT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}", re.ASCII)
 _MEDIA_TYPE: Final = re.compile(r"[0-9A-Za-z.+_-]{1,80}/[0-9A-Za-z.+_-]{1,80}", re.ASCII)
@@ -77,7 +79,7 @@ class RunPod:
         try:
             health = await self._health(endpoint)
         except ProviderError as error:
-            return Report(False, str(error))
+            return Report(False, str(error), is_denied=isinstance(error, Denied))
         return Report(not health.is_stuck, health.words(endpoint), workers=health.able)
 
     async def describe(self, model: str, version: str | None, terms: Terms) -> Described:
@@ -89,7 +91,7 @@ class RunPod:
         return Described(owner, name, id, None, "", own)
 
     async def _health(self, endpoint: str) -> Health:
-        reply = await self._call("read", endpoint, "GET", "/health")
+        reply = await self._call("read", endpoint, "GET", "/health", most=SMALL)
         if reply.status == 404:
             raise Refused(f"{self._site.host} has no endpoint {endpoint} for this key")
         health = self._calls.decoded(self._good(reply), Health)
@@ -151,7 +153,7 @@ class RunPod:
                 await self._hear(job, run, terms, _STREAM_S)
         elif job.is_over and not job.has_output:
             for _ in range(_MAX_STREAMS):
-                if not await self._hear(job, run, terms):
+                if not await self._hear(job, run, terms) or not run.is_whole:
                     break
 
     async def _hear(self, job: Job, run: Run, terms: Terms, limit_s: float = 30.0) -> bool:
@@ -177,8 +179,12 @@ class RunPod:
             run.forget()
         if remote_id not in self._ends:
             self._ends.append(remote_id)
-        while len(self._ends) > _KEPT_ENDS:
+        while len(self._ends) > _KEPT_ENDS or (len(self._ends) > 1 and self._kept_bytes() > _KEPT_BYTES):
             self._runs.pop(self._ends.popleft(), None)
+
+    def _kept_bytes(self) -> int:
+        """Return how much is kept of runs that have ended."""
+        return sum(self._runs[id].size for id in self._ends if id in self._runs)
 
     async def _given_up(self, remote_id: str, terms: Terms, run: Run) -> Sight:
         """End a job that nobody would run; says so where that ends it."""
@@ -246,13 +252,21 @@ class RunPod:
         return self._good(reply)
 
     async def _call(
-        self, kind: str, endpoint: str, method: str, path: str, body: bytes | None = None, *, limit_s: float = 30.0
+        self,
+        kind: str,
+        endpoint: str,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        limit_s: float = 30.0,
+        most: int = LARGE,
     ) -> Reply:
         if _ENDPOINT.fullmatch(endpoint) is None:
             raise Refused(f"{endpoint[:80]!r} is not the id of an endpoint of RunPod: the route has to name one")
         pace, at = self._endpoint(endpoint).paces[kind], f"/{endpoint}{path}"
         return await self._calls.taken(
-            pace, lambda: self._site.call(method, at, body, timeout_s=limit_s), is_create=kind == "run"
+            pace, lambda: self._site.call(method, at, body, timeout_s=limit_s, most=most), is_create=kind == "run"
         )
 
     def _good(self, reply: Reply) -> Reply:
@@ -268,6 +282,8 @@ class RunPod:
 
     def _endpoint(self, id: str) -> Endpoint:
         if id not in self._endpoints:
+            if len(self._endpoints) >= _MAX_ENDPOINTS:
+                del self._endpoints[next(iter(self._endpoints))]
             self._endpoints[id] = Endpoint(self._site.host, self._clock)
         return self._endpoints[id]
 

@@ -38,6 +38,14 @@ async def provider_waits(
     return [max(row[0], 0) / 1_000_000 for row in rows]
 
 
+async def dearest(
+    db: Database, account: str, provider: str, model: str, since: int, limit: int = 64
+) -> tuple[int | None, int | None]:
+    """Return the longest time (microseconds) and the highest cost (micros) of a model's last runs at a provider."""
+    rows = await db.read("dearest", account=account, provider=provider, model=model, since=since, limit=limit)
+    return rows[0][0], rows[0][1]
+
+
 async def attempt_costs(db: Database, prediction: str) -> dict[int, float]:
     """Return what the attempts of a prediction have cost in dollars, as far as it is known."""
     return {row[0]: row[1] for row in await db.read("attempt_costs", prediction=prediction)}

@@ -11,6 +11,14 @@ WHERE e.account = :account AND e.created_at > :since AND e.provider = :provider 
     AND a.started_at IS NOT NULL
 ORDER BY e.created_at DESC LIMIT :limit;
 
+-- name: dearest
+-- What the last runs of a model at a provider took and cost at most.
+SELECT max(run_us), max(cost) FROM (
+    SELECT run_us, cost FROM errands
+    WHERE account = :account AND provider = :provider AND model = :model AND created_at > :since
+        AND state = 'over' AND is_in_doubt = 0 AND run_us > 0
+    ORDER BY created_at DESC LIMIT :limit) AS last;
+
 -- name: attempt_costs
 SELECT attempt, cost FROM attempts WHERE prediction = :prediction AND cost IS NOT NULL;
 
