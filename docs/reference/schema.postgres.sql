@@ -138,7 +138,8 @@ CREATE TABLE public.errand_reservations (
     scope text NOT NULL COLLATE pg_catalog."C",
     ref text NOT NULL COLLATE pg_catalog."C",
     since text NOT NULL COLLATE pg_catalog."C",
-    amount bigint NOT NULL
+    amount bigint NOT NULL,
+    is_rest bigint NOT NULL
 );
 
 CREATE TABLE public.errands (

@@ -112,6 +112,7 @@ CREATE TABLE errand_reservations (
     ref TEXT NOT NULL,
     since TEXT NOT NULL,
     amount INTEGER NOT NULL,
+    is_rest INTEGER NOT NULL,
     PRIMARY KEY (prediction, attempt, scope, ref, since)
 ) STRICT, WITHOUT ROWID;
 

@@ -1,6 +1,7 @@
 """`cogflare predictions why` and `receipt` against real servers, one of which overflows to the other."""
 
 import json
+import signal
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_why_names_what_is_missing(shell: Shell, server: Server, stage: Stage) -
     assert "reason:       no_worker_has_model\n" in told
     assert "cogflare worker --model me/iterator" in told
     shell.ok("predictions", "cancel", waiting)
+
+
+def test_who_waits_for_a_prediction_is_told_why(shell: Shell, server: Server, stage: Stage) -> None:
+    stage.scripted(server, "iterator", name="another").connected().end()
+    with shell.start("predict", "me/iterator") as command:
+        assert command.stderr is not None
+        said = ""
+        while "me/iterator" not in said.partition("cogflare worker")[2]:
+            line = command.stderr.readline()
+            assert line, said
+            said += line
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=30)
+    for prediction in server.ask("GET", "/v1/predictions?status=starting")["results"]:
+        shell.ok("predictions", "cancel", prediction["id"])
 
 
 def test_a_receipt_shows_each_attempt_and_its_cost(shell: Shell, server: Server) -> None:

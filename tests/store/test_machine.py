@@ -39,11 +39,13 @@ class Entry:
 
 @dataclass
 class Try:
-    """An attempt. `outcome` None while it lives; `reserved`: of the budget, at a provider, until it is settled."""
+    """An attempt. `outcome` None while it lives; `reserved`: of the budget, at a provider, until it is settled
+    (`is_rest`: all that was left)."""
 
     holder: str
     epoch: int
     reserved: int | None = None
+    is_rest: bool = False
     has_started: bool = False
     outcome: str | None = None
     is_slot_free: bool = False
@@ -346,13 +348,14 @@ class Machine(RuleBasedStateMachine):
             await send(self.scene, id, job.attempt - back, [share(LIMIT, amount)])
 
         sent = self.attempted(sending())
-        is_paid = self.spent < LIMIT if amount is None else self.spent + amount <= LIMIT
+        rests = [one for job in self.jobs.values() for one in job.tries if one.is_rest and one.reserved is not None]
+        is_paid = self.spent < LIMIT and not rests if amount is None else self.spent + amount <= LIMIT
         assert sent == (job.phase == "queued" and back == 0 and is_paid)
         if sent:
             reserved = LIMIT - self.spent if amount is None else amount
             self.spent += reserved
             self.leave(job)
-            job.tries.append(Try(HOLDER, 1, reserved))
+            job.tries.append(Try(HOLDER, 1, reserved, amount is None))
             job.phase = "assigned"
 
     @precondition(lambda self: self.errands())

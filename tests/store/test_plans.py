@@ -137,7 +137,7 @@ async def fill_the_rest(scene: Scene, count: int) -> None:
         " mark, terms, decision, created_at, reserved) SELECT 'e' || (1000000 + n), 1, 'a' || n % 100, 't', 'o/m',"
         " 'p' || n % 100, 'x', 'n', 1, CASE n % 50 WHEN 0 THEN 'submitted' ELSE 'over' END, 'm' || n, '{}', '{}', n, 0"
         " FROM s",
-        "INSERT INTO errand_reservations SELECT 'e' || (1000000 + n), 1, 'account', '', '2026', 1 FROM s",
+        "INSERT INTO errand_reservations SELECT 'e' || (1000000 + n), 1, 'account', '', '2026', 1, 0 FROM s",
         "INSERT INTO spending SELECT 'a' || n % 100, 'account', 'r' || n, '2026-' || n % 300, 1 FROM s",
         "INSERT INTO costs SELECT 'a' || n % 100, '2026-' || n % 300, 't', 'o/m' || n, 'x', 1, 0, 0, 1, 1 FROM s",
         "INSERT INTO usage SELECT 'a' || n % 100, 'o/m' || n, '2026-' || n % 300, 1, 1 FROM s",

@@ -244,6 +244,20 @@ async def test_an_unknown_cost_reserves_all_that_is_left(scene: Scene) -> None:
     assert (await spent(scene))["account", "", MONTH] == 1000
 
 
+async def test_what_reserves_all_that_is_left_goes_alone(scene: Scene) -> None:
+    """Others that end make room again: for those whose cost is known."""
+    await provider(scene)
+    known = await send(scene, await scene.create(), shares=[share(1000, 400)])
+    unknown = await send(scene, await scene.create(), shares=[share(1000, None)])
+    await scene.db.write(*settling(scene, known, 100))
+    id = await scene.create()
+    assert await refusal(scene, id, shares=[share(1000, None)]) == "reserve"
+    await send(scene, await scene.create(), shares=[share(1000, 100)])
+    await scene.db.write(*settling(scene, unknown, 650))
+    assert await spent(scene) == {("account", "", DAY): 850}
+    assert (await send(scene, id, shares=[share(1000, None)])).reserved == 150
+
+
 async def test_nothing_is_left_of_a_budget_that_was_made_smaller(scene: Scene) -> None:
     await provider(scene)
     await send(scene, await scene.create(), shares=[share(250, 200)])
@@ -259,10 +273,10 @@ async def test_the_cost_takes_the_place_of_what_was_reserved_once(scene: Scene, 
     await provider(scene)
     await send(scene, await scene.create(), shares=[share(1000, 100)])
     row = await send(scene, await scene.create(), shares=[share(1000, 100)])
-    assert await budgets.reserved(scene.db, "acct") == {("account", "", DAY): 200}
+    assert await budgets.reserved(scene.db, "acct") == {("account", "", DAY): (200, False)}
     await scene.db.write(*settling(scene, row, cost))
     assert await spent(scene) == {("account", "", DAY): 100 + told}
-    assert await budgets.reserved(scene.db, "acct") == {("account", "", DAY): 100}
+    assert await budgets.reserved(scene.db, "acct") == {("account", "", DAY): (100, False)}
     with pytest.raises(Conflict):
         await scene.db.write(*settling(scene, row, 500))
     assert await spent(scene) == {("account", "", DAY): 100 + told}

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Final
 
 _TIMEOUT_S: Final = 5.0
+_KILL_S: Final = 1.0
 _MOST: Final = 4_000  # bytes of an answer that are read: more than any machine has GPUs for
 _QUERY: Final = ("--query-gpu=name", "--format=csv,noheader")
 
@@ -17,13 +18,14 @@ async def gpu_name() -> str | None:
         return None
     asking = asyncio.create_task(_ask(tool))
     try:
-        # Not waited for after that: no tool that hangs may hold the worker up, not even with its end.
+        # No tool that hangs may hold the worker up, not even with its end.
         done, _ = await asyncio.wait({asking}, timeout=_TIMEOUT_S)
         return _shown(asking.result()) if done else None
     except OSError:
         return None
     finally:
         asking.cancel()
+        await asyncio.wait({asking}, timeout=_KILL_S)
 
 
 async def _ask(tool: str) -> bytes:
@@ -33,7 +35,7 @@ async def _ask(tool: str) -> bytes:
     try:
         said = b""
         while part := await process.stdout.read(_MOST):
-            said = said or part
+            said += part[: _MOST - len(said)]
         return said if await process.wait() == 0 else b""
     finally:
         if process.returncode is None:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from cogflare.api import requests, wire
 from cogflare.api.context import Api, caller_of, json_response, links_of, read_json
-from cogflare.api.problems import bad_request, conflict, not_found
+from cogflare.api.problems import Problem, bad_request, conflict, not_found
 from cogflare.api.wire import Cursor, format_time
 from cogflare.domain.ids import is_id
 from cogflare.domain.money import MAX_DOLLARS, Period, day_of, dollars, micros
@@ -140,7 +140,11 @@ def _time(params: Mapping[str, str], name: str, now: int, default_us: int) -> in
     found = _BACK.fullmatch(text)
     if found is not None:
         return now - int(found[1]) * _UNITS_US[found[2]]
-    return requests.parse_time(text, name)
+    try:
+        return requests.parse_time(text, name)
+    except Problem:
+        said = f"{name} must be so long ago (90m, 12h, 7d), or an RFC 3339 date-time such as 2026-01-02T03:04:05Z"
+        raise bad_request(said) from None
 
 
 def _by(text: str | None) -> list[By]:

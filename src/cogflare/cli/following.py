@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from cogflare.domain.phases import TERMINAL, Status
 from cogflare.domain.schemas import component, has_file_outputs, output_kind
 
 POLL_S: Final = 0.3
+WHY_S: Final = 5.0
+"""How long a prediction waits until it is told why."""
 PATIENCE_S: Final = 120.0
 """How long a server that was reached before may stay away: a prediction outlives its server's restart."""
 _MAX_HINT: Final = 60
@@ -145,15 +148,27 @@ class Feed:
 
 def follow(client: Client, prediction: dict[str, Any], feed: Feed) -> dict[str, Any]:
     """Show a prediction until it has ended; return its final state."""
+    why_at = time.monotonic() + WHY_S
     try:
         feed.show(prediction)
         while prediction["status"] not in TERMINAL:
             time.sleep(POLL_S)
             prediction = _read(client, prediction["id"], feed)
             feed.show(prediction)
+            if time.monotonic() > why_at and prediction["status"] == Status.STARTING:
+                why_at = float("inf")
+                _tell_why(client, prediction["id"], feed)
     finally:
         feed.close()
     return prediction
+
+
+def _tell_why(client: Client, prediction_id: str, feed: Feed) -> None:
+    """Say why a prediction waits, where the server can tell."""
+    with suppress(click.ClickException):
+        found = client.get(f"/v1/predictions/{prediction_id}", explain=1).get("explanation")
+        if found:
+            feed.note(for_terminal(found["text"]))
 
 
 def _read(client: Client, prediction_id: str, feed: Feed) -> dict[str, Any]:

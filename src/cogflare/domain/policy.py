@@ -145,7 +145,8 @@ def _decoded(line: str) -> object:
     try:
         return json.loads(line, object_pairs_hook=_table)
     except json.JSONDecodeError as error:
-        as_json = BadPolicy(f"character {error.pos + 1}", f"no JSON: {error.msg}")
+        advice = "; names stand in quotes" if line[error.pos : error.pos + 1].isalpha() else ""
+        as_json = BadPolicy(f"character {error.pos + 1}", f"no JSON: {error.msg}{advice}")
     except BadPolicy:
         raise
     except ValueError:

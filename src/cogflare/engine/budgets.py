@@ -15,7 +15,7 @@ from cogflare.domain.money import Period, shown, since_of
 from cogflare.domain.policy import Hop
 from cogflare.store import budgets as store
 from cogflare.store.base import Database
-from cogflare.store.budgets import BudgetRow
+from cogflare.store.budgets import BudgetRow, Held
 from cogflare.store.catalog import has_token
 from cogflare.store.errands import Reservation
 
@@ -27,6 +27,8 @@ _KEPT_S: Final = 0.5
 _KEPT: Final = 1_000
 
 _Amounts = dict[tuple[str, str, str], int]
+_Helds = dict[tuple[str, str, str], Held]
+_NOTHING: Final = Held(0, False)
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -68,7 +70,7 @@ class Book(msgspec.Struct, frozen=True):
     account: str
     limits: dict[tuple[str, str, str], int]
     spent: dict[tuple[str, str, str], int]
-    reserved: dict[tuple[str, str, str], int]
+    reserved: dict[tuple[str, str, str], Held]
 
     def shares(self, token: str, model: str, route: str, hop: Hop, now: int) -> Iterator[Share]:
         """Yield all that a run counts in: `route` is the model whose route it follows, empty for the account's."""
@@ -87,9 +89,10 @@ class Book(msgspec.Struct, frozen=True):
             if share.limit is None:
                 continue
             place = (share.scope, share.ref, share.since)
-            spent, reserved = self.spent.get(place, 0), self.reserved.get(place, 0)
-            # An estimate that is not known fits wherever anything is left.
-            if spent + (1 if estimate is None else estimate) <= share.limit:
+            spent, (reserved, has_rest) = self.spent.get(place, 0), self.reserved.get(place, _NOTHING)
+            # An estimate that is not known fits wherever anything is left, but one at a time.
+            is_taken = has_rest and estimate is None
+            if not is_taken and spent + (1 if estimate is None else estimate) <= share.limit:
                 continue
             is_passing = estimate is None and spent - reserved < share.limit
             if found is None or not is_passing:
@@ -117,7 +120,7 @@ class Budgets:
         since = since_of(period, now)
         place = (scope, ref, since)
         spent, reserved = await self._gone(account, now)
-        return Budget(scope, ref, period, amount, spent.get(place, 0), reserved.get(place, 0), since, now)
+        return Budget(scope, ref, period, amount, spent.get(place, 0), reserved.get(place, _NOTHING).amount, since, now)
 
     async def all(self, account: str) -> list[Budget]:
         """Return all budgets of an account with what was spent of them: its own first, then by scope and name."""
@@ -128,7 +131,7 @@ class Budgets:
         for row in sorted(rows, key=lambda row: (row.scope, row.ref, row.period)):
             since = since_of("month" if row.period == "month" else "day", now)
             place = (row.scope, row.ref, since)
-            gone, held = spent.get(place, 0), reserved.get(place, 0)
+            gone, held = spent.get(place, 0), reserved.get(place, _NOTHING).amount
             found.append(Budget(row.scope, row.ref, row.period, row.amount, gone, held, since, row.changed_at))
         return found
 
@@ -176,7 +179,7 @@ class Budgets:
         limits = {(row.scope, row.ref, row.period): row.amount for row in rows}
         return Book(account, limits, *await self._gone(account, now))
 
-    async def _gone(self, account: str, now: int) -> tuple[_Amounts, _Amounts]:
+    async def _gone(self, account: str, now: int) -> tuple[_Amounts, _Helds]:
         """Return what is spent or reserved in this day and month, and what of it is reserved."""
         spent = await store.spent(self._db, account, [since_of(period, now) for period in PERIODS])
         return spent, await store.reserved(self._db, account)

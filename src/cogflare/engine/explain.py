@@ -187,7 +187,8 @@ class Explanations:
             return _told(row, "running", f"It has been running at {name} for {shown_s(since_s)}.")
         if errand.state == "intent":
             word = None if self._sent is None else self._sent.words.get(row.id)
-            return _told(row, "submitting", f"It is being sent to {name}" + (f": {word}" if word else "."))
+            again = f": {word}. That is tried again and again; cogflare providers check {name} asks it now."
+            return _told(row, "submitting", f"It is being sent to {name}" + (again if word else "."))
         since_s = _seconds(errand.submitted_at or errand.created_at, now)
         found = await self._forecasts.of_errand(errand)
         text = (
@@ -280,16 +281,15 @@ class Explanations:
 
 def _routed(decision: Decision) -> tuple[str, str] | None:
     """Explain what its route holds up, or sends away in a moment; None: it is up to the workers."""
-    said = decision.text[:1].upper() + decision.text[1:]
     if decision.code in _ADVICE:
-        return decision.code, f"{said}. {_ADVICE[decision.code]}"
+        return decision.code, f"It waits, because {decision.text}. {_ADVICE[decision.code]}"
     if decision.hop == WORKERS:
         return None
     if decision.hop is not None:
         return "submitting", f"It is about to be sent to {decision.hop}: {decision.text}."
     if decision.code == "not_yet":
         return "not_yet", f"Its route has no workers, and no provider takes it yet: {decision.text}."
-    return "impossible", f"{said}. Change its route (cogflare routes set), or cancel it."
+    return "impossible", f"Nothing can run it: {decision.text}. Change its route (cogflare routes set), or cancel it."
 
 
 def _without_workers(row: PredictionRow, group: Group, queue: Queue) -> tuple[str, str]:

@@ -4,6 +4,7 @@ Money is in millionths of a dollar. Reserving and settling are statements of an 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +20,13 @@ class BudgetRow(msgspec.Struct, frozen=True):
     period: str
     amount: int
     changed_at: int
+
+
+class Held(NamedTuple):
+    """What runs that go on have reserved of a budget; `has_rest`: one of them has all that was left then."""
+
+    amount: int
+    has_rest: bool
 
 
 async def put(db: Database, account: str, row: BudgetRow) -> None:
@@ -45,7 +53,7 @@ async def spent(db: Database, account: str, since: Sequence[str]) -> dict[tuple[
     return {(scope, ref, day): amount for scope, ref, day, amount in rows}
 
 
-async def reserved(db: Database, account: str) -> dict[tuple[str, str, str], int]:
+async def reserved(db: Database, account: str) -> dict[tuple[str, str, str], Held]:
     """Return what of that is only reserved, by errands that are not over."""
     rows = await db.read("reserved", account=account)
-    return {(scope, ref, day): amount for scope, ref, day, amount in rows}
+    return {(scope, ref, since): Held(amount, bool(is_rest)) for scope, ref, since, amount, is_rest in rows}

@@ -18,20 +18,24 @@ SELECT scope, ref, since, amount FROM spending
 WHERE account = :account AND since IN (SELECT json_array_elements_text(:since::json));
 
 -- name: reserved
-SELECT r.scope, r.ref, r.since, sum(r.amount)::bigint
+SELECT r.scope, r.ref, r.since, sum(r.amount)::bigint, max(r.is_rest)
 FROM errands AS e JOIN errand_reservations AS r ON r.prediction = e.prediction AND r.attempt = e.attempt
 WHERE e.account = :account AND e.state <> 'over' GROUP BY r.scope, r.ref, r.since;
 
 -- name: reserve
--- Reserves `amount` of what `limit` leaves; without an amount all that is left, if anything is. Returns no row where that
--- is too little. `spend_reserved` adds it to what is spent: nobody comes between, for the unit holds the lock of flows
+-- Reserves `amount` of what `limit` leaves; without an amount all that is left, if anything is and nobody else has such a
+-- rest: what costs who knows what goes one at a time. Returns no row where that is too little. `spend_reserved` adds it to what is spent: nobody comes between, for the unit holds the lock of flows
 -- (and looks only after it has it).
-INSERT INTO errand_reservations (prediction, attempt, scope, ref, since, amount)
+INSERT INTO errand_reservations (prediction, attempt, scope, ref, since, amount, is_rest)
 SELECT :prediction::text, :attempt::bigint, :scope::text, :ref::text, :since::text,
-    coalesce(:amount::bigint, :limit::bigint - spent)
+    coalesce(:amount::bigint, :limit::bigint - spent), (:amount::bigint IS NULL)::int
 FROM (SELECT coalesce((
     SELECT amount FROM spending WHERE account = :account AND scope = :scope AND ref = :ref AND since = :since), 0) AS spent) AS so_far
-WHERE CASE WHEN :amount IS NULL THEN spent < :limit ELSE spent + :amount <= :limit END
+WHERE CASE WHEN :amount IS NOT NULL THEN spent + :amount <= :limit
+    ELSE spent < :limit AND NOT EXISTS (
+        SELECT 1 FROM errands AS e JOIN errand_reservations AS r ON r.prediction = e.prediction AND r.attempt = e.attempt
+        WHERE e.account = :account AND e.state <> 'over' AND r.is_rest = 1
+            AND r.scope = :scope AND r.ref = :ref AND r.since = :since) END
 RETURNING amount;
 
 -- name: spend_reserved

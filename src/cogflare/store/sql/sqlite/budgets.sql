@@ -18,18 +18,23 @@ SELECT scope, ref, since, amount FROM spending
 WHERE account = :account AND since IN (SELECT value FROM json_each(:since));
 
 -- name: reserved
-SELECT r.scope, r.ref, r.since, sum(r.amount)
+SELECT r.scope, r.ref, r.since, sum(r.amount), max(r.is_rest)
 FROM errands AS e JOIN errand_reservations AS r ON r.prediction = e.prediction AND r.attempt = e.attempt
 WHERE e.account = :account AND e.state <> 'over' GROUP BY r.scope, r.ref, r.since;
 
 -- name: reserve
--- Reserves `amount` of what `limit` leaves; without an amount all that is left, if anything is. Returns no row where that
--- is too little. `spend_reserved` adds it to what is spent: nobody comes between, for the unit holds the lock of flows.
-INSERT INTO errand_reservations (prediction, attempt, scope, ref, since, amount)
-SELECT :prediction, :attempt, :scope, :ref, :since, coalesce(:amount, :limit - spent)
+-- Reserves `amount` of what `limit` leaves; without an amount all that is left, if anything is and nobody else has such a
+-- rest: what costs who knows what goes one at a time. Returns no row where that is too little. `spend_reserved` adds it to what is spent: nobody comes between, for the unit holds the lock of flows.
+INSERT INTO errand_reservations (prediction, attempt, scope, ref, since, amount, is_rest)
+SELECT :prediction, :attempt, :scope, :ref, :since, coalesce(:amount, :limit - spent),
+    :amount IS NULL
 FROM (SELECT coalesce((
     SELECT amount FROM spending WHERE account = :account AND scope = :scope AND ref = :ref AND since = :since), 0) AS spent)
-WHERE CASE WHEN :amount IS NULL THEN spent < :limit ELSE spent + :amount <= :limit END
+WHERE CASE WHEN :amount IS NOT NULL THEN spent + :amount <= :limit
+    ELSE spent < :limit AND NOT EXISTS (
+        SELECT 1 FROM errands AS e JOIN errand_reservations AS r ON r.prediction = e.prediction AND r.attempt = e.attempt
+        WHERE e.account = :account AND e.state <> 'over' AND r.is_rest = 1
+            AND r.scope = :scope AND r.ref = :ref AND r.since = :since) END
 RETURNING amount;
 
 -- name: spend_reserved

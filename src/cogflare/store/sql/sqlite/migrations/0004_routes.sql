@@ -73,6 +73,7 @@ CREATE INDEX errands_by_model ON errands (account, provider, model, created_at);
 CREATE UNIQUE INDEX errands_by_mark ON errands (mark);
 
 -- What an errand that is not over has reserved, and of which budget; its cost takes the place of `amount` in the end.
+-- `is_rest`: it was all that was left, because nobody could tell what it costs.
 CREATE TABLE errand_reservations (
     prediction TEXT NOT NULL,
     attempt INTEGER NOT NULL,
@@ -80,6 +81,7 @@ CREATE TABLE errand_reservations (
     ref TEXT NOT NULL,
     since TEXT NOT NULL,
     amount INTEGER NOT NULL,
+    is_rest INTEGER NOT NULL,
     PRIMARY KEY (prediction, attempt, scope, ref, since)
 ) STRICT, WITHOUT ROWID;
 
