@@ -227,7 +227,8 @@ CREATE TABLE public.models (
     created_at bigint NOT NULL,
     run_limit_s double precision,
     start_limit_s double precision,
-    max_queued bigint
+    max_queued bigint,
+    requirements text
 );
 
 CREATE TABLE public.nodes (
@@ -275,6 +276,7 @@ CREATE TABLE public.predictions (
     routed bigint DEFAULT 0 NOT NULL,
     route text,
     hops bigint DEFAULT 0 NOT NULL,
+    dialect text,
     CONSTRAINT predictions_phase_check CHECK ((phase = ANY (ARRAY['queued'::text, 'parked'::text, 'assigned'::text, 'running'::text, 'ended'::text])))
 );
 
@@ -354,6 +356,8 @@ CREATE TABLE public.tokens (
     created_at bigint NOT NULL,
     expires_at bigint,
     revoked_at bigint,
+    models text,
+    max_connections bigint,
     CONSTRAINT tokens_kind_check CHECK ((kind = ANY (ARRAY['admin'::text, 'api'::text, 'worker'::text])))
 );
 
@@ -402,6 +406,8 @@ CREATE TABLE public.workers (
     quarantined_at bigint,
     lost_at bigint,
     setup_since bigint,
+    machine text DEFAULT '{}'::text NOT NULL,
+    unmet text DEFAULT '[]'::text NOT NULL,
     CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['online'::text, 'away'::text, 'offline'::text])))
 );
 
@@ -575,6 +581,8 @@ CREATE INDEX usage_by_age ON public.usage USING btree (day);
 CREATE INDEX versions_by_model ON public.versions USING btree (account, owner, name, created_at);
 
 CREATE INDEX workers_by_account ON public.workers USING btree (account, id);
+
+CREATE INDEX workers_by_token ON public.workers USING btree (token) WHERE (state = 'online'::text);
 
 CREATE INDEX workers_quarantined ON public.workers USING btree (id) WHERE (quarantine IS NOT NULL);
 

@@ -228,7 +228,7 @@ CREATE TABLE models (
     latest_version TEXT,
     rerun INTEGER NOT NULL DEFAULT 0,
     run_count INTEGER NOT NULL DEFAULT 0,
-    created_at INTEGER NOT NULL, run_limit_s REAL, start_limit_s REAL, max_queued INTEGER,
+    created_at INTEGER NOT NULL, run_limit_s REAL, start_limit_s REAL, max_queued INTEGER, requirements TEXT,
     PRIMARY KEY (account, owner, name)
 ) STRICT, WITHOUT ROWID;
 
@@ -267,7 +267,7 @@ CREATE TABLE predictions (
     webhook_events TEXT,
     stream_key TEXT NOT NULL,
     data_removed INTEGER NOT NULL DEFAULT 0
-, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT, webhook_host TEXT, webhook_origin TEXT, routed INTEGER NOT NULL DEFAULT 0, route TEXT, hops INTEGER NOT NULL DEFAULT 0) STRICT;
+, client_id TEXT, run_limit_s REAL, start_by INTEGER, struck_out INTEGER NOT NULL DEFAULT 0, requeued_as TEXT, webhook_host TEXT, webhook_origin TEXT, routed INTEGER NOT NULL DEFAULT 0, route TEXT, hops INTEGER NOT NULL DEFAULT 0, dialect TEXT) STRICT;
 
 CREATE INDEX predictions_by_account ON predictions (account, id);
 
@@ -375,7 +375,7 @@ CREATE TABLE tokens (
     created_at INTEGER NOT NULL,
     expires_at INTEGER,
     revoked_at INTEGER
-) STRICT, WITHOUT ROWID;
+, models TEXT, max_connections INTEGER) STRICT, WITHOUT ROWID;
 
 CREATE INDEX tokens_by_account ON tokens (account, id);
 
@@ -423,11 +423,13 @@ CREATE TABLE workers (
     agent TEXT NOT NULL,
     connected_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
-, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER, lost_at INTEGER, setup_since INTEGER) STRICT, WITHOUT ROWID;
+, losses INTEGER NOT NULL DEFAULT 0, quarantines INTEGER NOT NULL DEFAULT 0, quarantine TEXT, quarantined_at INTEGER, lost_at INTEGER, setup_since INTEGER, machine TEXT NOT NULL DEFAULT '{}', unmet TEXT NOT NULL DEFAULT '[]') STRICT, WITHOUT ROWID;
 
 CREATE INDEX workers_by_account ON workers (account, id);
 
 CREATE INDEX workers_quarantined ON workers (id) WHERE quarantine IS NOT NULL;
+
+CREATE INDEX workers_by_token ON workers (token) WHERE state = 'online';
 
 CREATE TRIGGER predictions_ended AFTER UPDATE OF phase ON predictions
 WHEN new.phase = 'ended' AND old.phase <> 'ended' AND new.webhook IS NOT NULL

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cogflare.agent.main import WorkerOptions
+from cogflare.agent.sources import FolderSource
 from cogflare.cli import worker as command
 
 SERVER = "http://127.0.0.1:9"
@@ -96,7 +97,12 @@ def test_the_environment_and_a_token_file_will_do(model: Path, started: list[Wor
     result = _invoke("--model", "acme/m", "--token-file", str(file), str(model), COGFLARE_SERVER=SERVER)
     assert (result.exit_code, result.output) == (0, "")
     [options] = started
-    assert (options.owner, options.model, options.folder, options.server.base) == ("acme", "m", model, SERVER)
+    assert (options.owner, options.model, options.source, options.server.base) == (
+        "acme",
+        "m",
+        FolderSource(model),
+        SERVER,
+    )
     assert options.token() == "first"
     file.write_text("second")
     assert options.token() == "second"

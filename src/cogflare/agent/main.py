@@ -25,10 +25,10 @@ from cogflare.agent.journal import Journal
 from cogflare.agent.ledger import HeldRun, Ledger
 from cogflare.agent.link import Link, refusal_text
 from cogflare.agent.runners import base
-from cogflare.agent.runners.cogfolder import CogFolderRunner
-from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.handover import KEEP_S, Takeover
+from cogflare.agent.runners.open import Bench, open_runner
 from cogflare.agent.shelf import Shelf
+from cogflare.agent.sources import Source, UrlSource
 from cogflare.agent.transfer import Transfer
 from cogflare.domain.ids import new_id
 from cogflare.protocol.agent_end import AgentEnd
@@ -41,7 +41,7 @@ _MAX_SCHEMA = 800_000  # bytes; the hello has to fit a frame
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What a person decides about a worker. The model is in `folder`, or behind the Cog server at `url`.
+    """What a person decides about a worker. `source` is where the model is.
 
     `token` is asked again before every use, so a token that was changed in its file is taken without a restart.
     """
@@ -50,14 +50,15 @@ class WorkerOptions:
     token: Callable[[], str]
     owner: str
     model: str
-    folder: Path | None = None
-    url: str | None = None
+    source: Source
     slots: int | None = None
     name: str = ""
     state: Path | None = None
     cache: Path | None = None
     allow_private_inputs: bool = False
     keep_model_s: float = KEEP_S
+    region: str = ""
+    tags: tuple[str, ...] = ()
     json: bool = False
 
 
@@ -75,9 +76,12 @@ async def run_worker(options: WorkerOptions) -> int:
         ledger = Ledger(state.path, lambda text: console.say("journal", text))
         left = ledger.read()
         names = None if left is None else _names(left)
-        runner = _runner(options, transfer, Takeover(state.path, names, options.keep_model_s, ledger.close), depot)
+        shelf, takeover = Shelf(), Takeover(state.path, names, options.keep_model_s, ledger.close)
+        about = options.owner, options.model, state.worker, options.slots, options.cache or _default_cache()
+        runner = open_runner(options.source, Bench(*about, transfer, takeover, depot, shelf))
         stack.push_async_callback(runner.close)
-        inputs = _inputs(options, state.path / "inputs")
+        private, folder = options.allow_private_inputs, state.path / "inputs"
+        inputs = InputFiles(options.server, shelf, allow_private=private, folder=folder)
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
         # Better now than after the minutes that some models take to load.
@@ -85,7 +89,7 @@ async def run_worker(options: WorkerOptions) -> int:
         if status in (401, 403):
             console.say("refused", refusal_text(options.server, status))
             return REFUSED
-        console.say("setup", f"setting up {model}" + (f": waiting for {options.url}" if options.url else ""))
+        console.say("setup", f"setting up {model}" + waiting_for(options.source))
         prepared = await _prepare(runner, _shown(options.name), model, transfer, console, signals)
         if isinstance(prepared, int):
             return prepared
@@ -105,10 +109,6 @@ async def run_worker(options: WorkerOptions) -> int:
 def _names(runs: Sequence[HeldRun]) -> frozenset[str]:
     """Return what Cog calls these runs."""
     return frozenset(base.run_name(*held.key) for held in runs)
-
-
-def _inputs(options: WorkerOptions, folder: Path) -> InputFiles:
-    return InputFiles(options.server, Shelf(), allow_private=options.allow_private_inputs, folder=folder)
 
 
 def agent_end(
@@ -131,13 +131,13 @@ def _shown(name: str) -> str:
     return (name or socket.gethostname())[:100]
 
 
-def _runner(options: WorkerOptions, sink: base.UploadSink, takeover: Takeover, depot: Depot) -> base.Runner:
-    owner, model = options.owner, options.model
-    if options.url is not None:
-        return CogHttpRunner(owner, model, options.url, sink, slots=options.slots or 1, takeover=takeover, depot=depot)
-    cache = options.cache or Path.home() / ".cache" / "cogflare"
-    folder = options.folder or Path()
-    return CogFolderRunner(owner, model, folder, cache, sink, slots=options.slots, takeover=takeover, depot=depot)
+def _default_cache() -> Path:
+    return Path.home() / ".cache" / "cogflare"
+
+
+def waiting_for(source: Source) -> str:
+    """Return what the setup waits for that is somebody else's; mostly nothing."""
+    return f": waiting for {source.url}" if isinstance(source, UrlSource) else ""
 
 
 async def _prepare(

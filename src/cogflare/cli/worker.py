@@ -12,6 +12,7 @@ import click
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.main import WorkerOptions, run_worker
 from cogflare.agent.runners.handover import KEEP_S
+from cogflare.agent.sources import FolderSource, Source, UrlSource
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}/[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
@@ -109,8 +110,7 @@ def worker(
         token=_token(token, token_file),
         owner=owner,
         model=model_name,
-        folder=_folder(folder or folder_option, url),
-        url=url,
+        source=_source(folder or folder_option, url),
         slots=slots,
         name=name,
         state=state,
@@ -133,19 +133,19 @@ def _model(model: str) -> tuple[str, str]:
     return owner, name
 
 
-def _folder(folder: Path | None, url: str | None) -> Path | None:
+def _source(folder: Path | None, url: str | None) -> Source:
     if url is not None:
         if folder is not None:
             raise click.UsageError("give a folder or --url, not both")
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise click.BadParameter(f"{url!r} is not an http(s) address", param_hint="--url")
-        return None
+        return UrlSource(url)
     folder = folder or Path()
     if not (folder / "cog.yaml").is_file():
         raise click.UsageError(
             f"no cog.yaml in {folder.resolve()}: name the folder of a Cog model, or a running Cog server with --url"
         )
-    return folder
+    return FolderSource(folder)
 
 
 def _token(token: str | None, file: Path | None) -> Callable[[], str]:

@@ -8,15 +8,14 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import msgspec
 import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.domain.filefields import has_marks
 from cogflare.domain.ids import model_queue, version_queue
 from cogflare.engine.adoption import Ground, Port, adopt, free_unlisted, resumes_of
-from cogflare.engine.catalog import OfferRefused
 from cogflare.engine.dispatcher import Seat
+from cogflare.engine.greeting import NotAdmitted, admit, row_of
 from cogflare.engine.live import Live, bounded_metrics, commit_all, hook_of
 from cogflare.engine.pending import Pending
 from cogflare.protocol.codec import ProtocolError, frames
@@ -179,17 +178,14 @@ class Link:
     # --- hello -----------------------------------------------------------------------------------------------------
 
     async def _hello(self, hello: Hello) -> None:
-        ground, now = self._ground, self._ground.clock.wall()
-        if hello.protocol != PROTOCOL:
-            self.reject(f"server speaks protocol {PROTOCOL}, agent {hello.protocol}: update the older", 4400)
-            return
+        ground = self._ground
         try:
-            await ground.catalog.register(self.caller.account, hello.offers, now)
-        except OfferRefused as error:
-            self.reject(str(error), 4400)
+            await admit(ground, self.caller, hello)
+        except NotAdmitted as refusal:
+            self.reject(str(refusal), refusal.code)
             return
         held = [(item.prediction, item.attempt) for item in hello.held]
-        opening = asyncio.ensure_future(fleet.open_link(ground.db, self._row(hello, now), held))
+        opening = asyncio.ensure_future(fleet.open_link(ground.db, row_of(ground, self.caller, hello), held))
         try:
             opened = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -250,24 +246,6 @@ class Link:
 
     def _is_newest(self) -> bool:
         return self._ground.links.get(self.worker) is self
-
-    def _row(self, hello: Hello, now: int) -> fleet.Link:
-        offers = [
-            {"owner": offer.owner, "name": offer.name, "version": offer.version, "slots": offer.slots}
-            for offer in hello.offers
-        ]
-        return fleet.Link(
-            hello.worker,
-            self.caller.account,
-            self.caller.token,
-            hello.name.replace("\0", ""),
-            hello.instance,
-            self._ground.node,
-            _text(offers),
-            _text({key[:50].replace("\0", ""): value[:200].replace("\0", "") for key, value in hello.agent.items()}),
-            now,
-            self._ground.health.probation,
-        )
 
     def replaced(self) -> None:
         """End this link because the same worker has opened a newer one."""
@@ -486,7 +464,3 @@ class Link:
 def queues_of(account: str, owner: str, name: str, version: str) -> tuple[str, str]:
     """Return the queues that an offer of this account's workers serves."""
     return model_queue(account, owner, name), version_queue(account, version)
-
-
-def _text(value: object) -> str:
-    return msgspec.json.encode(value).decode()

@@ -23,9 +23,11 @@ from cogflare.agent.runners.cogyaml import CogConfig, digest_of, read_config, re
 from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
 from cogflare.agent.runners.environment import ensure, scrubbed
 from cogflare.agent.runners.handover import Handover, Server, Takeover, fingerprint
+from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.process import ServerProcess, free_port, sweep
 from cogflare.agent.runners.receiver import Receiver
+from cogflare.agent.sources import FolderSource
 
 _REACH_S, _REACH_AGAIN_S = 60.0, 10.0
 _STOP_GRACE_S = 3.0
@@ -301,3 +303,17 @@ class _Launch:
 
 def _discard(scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def open_folder(source: FolderSource, bench: Bench) -> CogFolderRunner:
+    """Return the runner for a folder."""
+    return CogFolderRunner(
+        bench.owner,
+        bench.name,
+        source.folder,
+        bench.cache,
+        bench.sink,
+        slots=bench.slots,
+        takeover=bench.takeover,
+        depot=bench.depot,
+    )

@@ -20,8 +20,10 @@ from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RestartRefus
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
+from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.receiver import Receiver
+from cogflare.agent.sources import UrlSource
 
 _REACH_S = 60.0
 
@@ -152,3 +154,10 @@ def version_of(content: str, schema: dict[str, Any] | None) -> str:
     """The version (64 hex digits) of a model with that content and schema."""
     known = msgspec.json.encode([content, schema], order="sorted")
     return hashlib.sha256(known).hexdigest()
+
+
+def open_url(source: UrlSource, bench: Bench) -> CogHttpRunner:
+    """Return the runner for a server that somebody else runs."""
+    slots = bench.slots or 1
+    about = bench.owner, bench.name, source.url, bench.sink
+    return CogHttpRunner(*about, slots=slots, takeover=bench.takeover, depot=bench.depot)
