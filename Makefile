@@ -68,6 +68,7 @@ lock: $(STAMP) ## resolve requirements/*.txt and what pins the clients of the te
 	@$(COMPILE) pyproject.toml --group dev -o requirements/dev.txt >/dev/null
 	@$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt >/dev/null
 	@$(COMPILE) --group bootstrap -c requirements/dev.txt -o requirements/uv.txt >/dev/null
+	@$(COMPILE) --group agent -c requirements/dev.txt -o src/cogflare/agent/requirements.txt >/dev/null
 	@for client in tests/clients/replicate-python-*; do \
 		$(COMPILE) $$client/requirements.in -o $$client/requirements.txt >/dev/null || exit 1; \
 	done

@@ -13,7 +13,9 @@ import pytest
 from cogflare.store.base import Database
 from cogflare.store.open import open_database
 from support.buckets import Miniflare, Moto
+from support.docker import Dockerd, NoDocker, image_rigs
 from support.postgres import PostgresServer
+from support.runners import Rigger
 
 ROOT = Path(__file__).parent
 # What waits most comes first where several processes share the tests, so that none is left with it at the end.
@@ -71,6 +73,27 @@ def miniflare() -> Iterator[Miniflare]:
         yield server.start()
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def dockerd() -> Iterator[Dockerd]:
+    """A Docker daemon with the test models' images; no test runs on the daemon of this machine."""
+    server = Dockerd()
+    try:
+        yield server.start()
+    except NoDocker as reason:
+        if os.environ.get("COGFLARE_REQUIRE_DOCKER"):
+            pytest.fail(f"no Docker, which was required: {reason}")
+        pytest.skip(f"NO DOCKER, SO IMAGES ARE NOT TESTED: {reason}")
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def image_rig(dockerd: Dockerd, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rigger]:
+    """Makes rigs whose runner has the model in a container."""
+    async with image_rigs(dockerd, monkeypatch) as make:
+        yield make
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ CREATE TABLE public.deliveries (
     ended_at bigint,
     items bigint,
     log_bytes bigint,
-    CONSTRAINT deliveries_event_check CHECK ((event = ANY (ARRAY['start'::text, 'output'::text, 'logs'::text, 'completed'::text]))),
+    CONSTRAINT deliveries_event_check CHECK ((event = ANY (ARRAY['created'::text, 'start'::text, 'output'::text, 'logs'::text, 'completed'::text]))),
     CONSTRAINT deliveries_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
 );
 
@@ -545,6 +545,8 @@ CREATE INDEX flows_waiting ON public.flows USING btree (queue, virtual_time) WHE
 CREATE INDEX idempotency_by_age ON public.idempotency USING btree (kind, created_at);
 
 CREATE INDEX idempotency_by_fingerprint ON public.idempotency USING btree (account, fingerprint, key, attached, created_at) WHERE (kind = 'retry'::text);
+
+CREATE INDEX models_with_requirements ON public.models USING btree (account, owner, name) WHERE (requirements IS NOT NULL);
 
 CREATE INDEX predictions_by_account ON public.predictions USING btree (account, id);
 

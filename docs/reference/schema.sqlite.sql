@@ -71,7 +71,7 @@ CREATE TABLE deliveries (
     id TEXT PRIMARY KEY,
     account TEXT NOT NULL,
     prediction TEXT NOT NULL,
-    event TEXT NOT NULL CHECK (event IN ('start', 'output', 'logs', 'completed')),
+    event TEXT NOT NULL CHECK (event IN ('created', 'start', 'output', 'logs', 'completed')),
     url TEXT NOT NULL,
     host TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'failed')),
@@ -231,6 +231,8 @@ CREATE TABLE models (
     created_at INTEGER NOT NULL, run_limit_s REAL, start_limit_s REAL, max_queued INTEGER, requirements TEXT,
     PRIMARY KEY (account, owner, name)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX models_with_requirements ON models (account, owner, name) WHERE requirements IS NOT NULL;
 
 CREATE TABLE nodes (
     node TEXT PRIMARY KEY,

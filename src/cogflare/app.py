@@ -11,11 +11,26 @@ import structlog
 from starlette.routing import Route
 
 from cogflare import __version__
-from cogflare.api import admin, catalog, explain, files, money, predictions, sse, uploads, webhooks, work
+from cogflare.api import (
+    admin,
+    catalog,
+    explain,
+    files,
+    join,
+    legacyfiles,
+    money,
+    predictions,
+    sse,
+    tokenimport,
+    uploads,
+    webhooks,
+    work,
+)
 from cogflare.api import providers as provider_api
 from cogflare.api import routes as route_api
 from cogflare.api.context import Api
 from cogflare.api.gateway import Gateway
+from cogflare.api.legacygateway import LegacyGateway
 from cogflare.api.origin import TrustedProxies, check_public_url
 from cogflare.api.routing import Application, table
 from cogflare.api.wire import Links
@@ -46,6 +61,8 @@ from cogflare.engine.imports import Imports
 from cogflare.engine.inputs import Inputs
 from cogflare.engine.learning import Learning
 from cogflare.engine.leases import Leases
+from cogflare.engine.legacyfiles import LegacyFiles
+from cogflare.engine.legacyruns import Surroundings
 from cogflare.engine.limits import Limits
 from cogflare.engine.links import Fleet
 from cogflare.engine.losses import Losses
@@ -55,6 +72,7 @@ from cogflare.engine.providers import Providers
 from cogflare.engine.pruning import Terms
 from cogflare.engine.receipts import Receipts
 from cogflare.engine.repeats import Repeats
+from cogflare.engine.requirements import Matching
 from cogflare.engine.retention import Retention
 from cogflare.engine.router import Router
 from cogflare.engine.routes import Routes
@@ -64,6 +82,7 @@ from cogflare.engine.sizes import Sizes
 from cogflare.engine.stops import Stops
 from cogflare.engine.storage import Storage
 from cogflare.engine.streams import Streams
+from cogflare.engine.tokenimport import TokenImport
 from cogflare.engine.uploads import Uploads
 from cogflare.engine.views import PredictionView
 from cogflare.engine.waiters import Waiters
@@ -231,6 +250,7 @@ class Elsewhere:
     figures: FleetFigures
     router: Router
     learning: Learning
+    tokens: TokenImport
 
     def web(self, api: Api, errands: Errands) -> list[Route]:
         """Return the routes of the API for it."""
@@ -240,6 +260,7 @@ class Elsewhere:
             *route_api.routes(api, self.routes),
             *money.routes(api, self.budgets, Ledger(self.db, self.routes, self.providers)),
             *explain.routes(receipts, errands),
+            *tokenimport.routes(self.tokens),
         ]
 
     def explanations(self, api: Api, errands: Errands) -> Explanations:
@@ -264,7 +285,8 @@ def _elsewhere(
     discovery = Discovery(clock, models, policies, providers)
     node, spawn = settings.node_name(), tasks.spawn
     router = Router(db, clock, node, policies, providers, figures, budgets, discovery, dispatcher, spawn, start)
-    return Elsewhere(db, clock, client, providers, policies, budgets, figures, router, Learning(db, clock))
+    tokens = TokenImport(db, clock, vault, providers)
+    return Elsewhere(db, clock, client, providers, policies, budgets, figures, router, Learning(db, clock), tokens)
 
 
 def _errands(
@@ -295,15 +317,16 @@ def _routes(api: Api, settings: Settings, streams: Streams, inputs: Inputs, expl
         *work.routes(api, settings.max_result_bytes),
         *catalog.routes(api),
         *admin.routes(api),
+        *join.routes(api),
     ]
 
 
-def _render(settings: Settings) -> Render:
+def _render(settings: Settings, db: Database) -> Render:
     """Return what writes predictions for webhooks."""
     origin_here = settings.public_url or f"http://{settings.host}:{settings.port}"
 
-    def render(view: PredictionView, origin: str | None) -> bytes:
-        return predictions.render(view, Links(origin or origin_here), "webhook")
+    async def render(view: PredictionView, origin: str | None) -> bytes:
+        return await predictions.show(db, view, Links(origin or origin_here), "webhook")
 
     return render
 
@@ -312,7 +335,7 @@ def _outbox(
     settings: Settings, db: Database, clock: Clock, outgoing: Outgoing, secrets: Secrets, jobs: Predictions
 ) -> tuple[Deliveries, Announcements, DeliveryLog]:
     """Return what delivers messages to webhooks, what tells them of predictions that go on, and the log of both."""
-    hosts, signer, render = Hosts(clock), Signer(secrets), _render(settings)
+    hosts, signer, render = Hosts(clock), Signer(secrets), _render(settings, db)
     courier = Courier(db, clock, outgoing, signer, hosts)
     terms = WebhookTerms(settings.webhook_timeout_s, settings.webhook_give_up_s)
     same = db, clock, courier, hosts, render, terms, Tasks()
@@ -332,6 +355,17 @@ def _recovery(
 
 def _sizes(settings: Settings) -> Sizes:
     return Sizes(settings.max_log_bytes, settings.max_output_bytes, settings.max_result_bytes)
+
+
+def _application(api: Api, web: list[Route], ground: Ground, blobs: BlobStore, settings: Settings) -> Application:
+    """Return the application of these routes, with what workers of 2022 speak to."""
+    old = LegacyFiles(
+        api.db, blobs, api.clock, api.files,
+        max_files=settings.max_files_per_attempt, max_inline=settings.max_inline_bytes,
+    )  # fmt: skip
+    around = Surroundings(ground, api.files, old)
+    router = table([*web, *legacyfiles.routes(api, old)])
+    return Application(api, router, Gateway(api.fleet), LegacyGateway(api, around))
 
 
 def build(settings: Settings, clock: Clock | None = None) -> Runtime:
@@ -356,15 +390,16 @@ def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     node, sizes = settings.node_name(), _sizes(settings)
     checkpoints = Checkpoints(db, jobs, tasks.spawn, announcements.committed)
     streams = Streams(db, stops.feeds, tasks.spawn)
-    shared = db, clock, models, dispatcher, jobs, losses, health, times, node, __version__, tasks.spawn
+    matching = Matching(db, tasks.spawn)
+    shared = db, clock, models, dispatcher, jobs, losses, health, matching, times, node, __version__, tasks.spawn
     ground = Ground(*shared, checkpoints.started, sizes=sizes)
     fleet = Fleet(ground, accounts)
     leases = Leases(db, clock, fleet, losses, times, db.has_refused)
-    store = Files(db, blobs, clock, settings.max_file_bytes)
+    store = Files(db, blobs, clock, settings.max_file_bytes, settings.max_files_per_attempt)
     errands = _errands(settings, elsewhere, ground, store, inputs, blobs)
     retention = Retention(db, blobs, clock, Terms(settings.data_kept_s(), settings.retain_records_s))
     times_up = Releases(db, clock, backoff), Limits(db, clock, stops, losses)
-    ticks = _ticks(dispatcher, leases, db, retention, checkpoints, streams, *times_up, health, repeats)
+    ticks = _ticks(dispatcher, leases, db, retention, checkpoints, streams, *times_up, health, matching, repeats)
     ticks |= _ticks(outbox, announcements, elsewhere.router, errands, elsewhere.learning)
     # A SQLite file has one server, whatever that was called in its last run.
     own = None if settings.database().startswith("sqlite:") else node
@@ -372,5 +407,5 @@ def build(settings: Settings, clock: Clock | None = None) -> Runtime:
     api = Api(jobs, models, accounts, fleet, store, db, clock, public_url, trusted, settings.max_body, repeats, reach)
     web = _routes(api, settings, streams, inputs, elsewhere.explanations(api, errands))
     web += [*webhooks.routes(api, secrets, log), *elsewhere.web(api, errands)]
-    app = Application(api, table(web), Gateway(fleet))
+    app = _application(api, web, ground, blobs, settings)
     return Runtime(settings, db, engine, accounts, clock, app, vault, secrets, outgoing, blobs, elsewhere)

@@ -17,7 +17,7 @@ _LISTS = frozenset({"trusted_proxies", "outgoing_networks"})
 _POSITIVE = (
     *("max_body", "max_file_bytes", "max_result_bytes", "max_strikes", "max_log_bytes", "max_output_bytes"),
     *("lease_s", "close_grace_s", "heartbeat_s", "silence_s", "stop_s", "retry_first_s", "retry_cap_s"),
-    *("quarantine_after", "quarantine_s", "max_queued", "max_queued_model"),
+    *("quarantine_after", "quarantine_s", "max_queued", "max_queued_model", "max_files_per_attempt"),
     *("max_upload_bytes", "upload_kept_s", "webhook_timeout_s", "webhook_give_up_s"),
 )
 _NOT_NEGATIVE = ("run_limit_s", "start_limit_s", "retain_data_s", "retain_records_s", "max_inline_bytes")
@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Key of what is stored sealed (secrets of webhooks); empty: the first start makes one in the data folder."""
     max_body: int = 32 * 1024 * 1024
     max_file_bytes: int = 2 * 1024**3
+    max_files_per_attempt: int = 1000
+    """Output files that a worker may send of one attempt."""
     max_result_bytes: int = 16 * 1024 * 1024
     lease_s: float = 60.0
     """Silence after which what a worker holds runs elsewhere."""

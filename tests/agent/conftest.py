@@ -1,11 +1,11 @@
-"""The real Cog server for the runners' tests: one environment a session, and servers in it."""
+"""Runners of every kind for the tests, over the real Cog server, functions and handlers, and images."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from cogflare.agent.runners.cogserver import CogServer
 from cogflare.agent.runners.cogyaml import read_config
 from cogflare.agent.runners.driver import wait_ready
 from cogflare.agent.runners.environment import ensure, scrubbed
+from cogflare.agent.runners.function import FunctionRunner
 from cogflare.agent.runners.process import ServerProcess, free_port
-from support.runners import MODELS, MemorySink, Offspring, Rig, Rigger, children, family
+from cogflare.agent.sources import FunctionSource, HandlerSource
+from support.runners import KINDS, MODELS, MemorySink, Offspring, Rig, Rigger, children, family, function, handler
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +59,37 @@ async def folder_rig(cog_cache: Path) -> AsyncIterator[Rigger]:
     yield make
     for rig in rigs:
         await rig.runner.close()
+
+
+@asynccontextmanager
+async def hosted(source: Callable[[str], FunctionSource | HandlerSource]) -> AsyncIterator[Rigger]:
+    """Makes rigs whose runner hosts what ``source`` has for the model."""
+    rigs: list[Rig] = []
+
+    async def make(model: str, slots: int | None = None) -> Rig:
+        sink = MemorySink()
+        rig = Rig(FunctionRunner("acme", model, source(model), sink, slots=slots), sink)
+        rigs.append(rig)
+        rig.offer = await rig.runner.setup(rig.setup_log.append)
+        return rig
+
+    yield make
+    for rig in rigs:
+        await rig.runner.close()
+
+
+@pytest.fixture
+async def function_rig() -> AsyncIterator[Rigger]:
+    """Makes rigs whose runner hosts the function that does as the model does."""
+    async with hosted(function) as make:
+        yield make
+
+
+@pytest.fixture
+async def handler_rig() -> AsyncIterator[Rigger]:
+    """Makes rigs whose runner hosts the RunPod handler that does as the model does."""
+    async with hosted(handler) as make:
+        yield make
 
 
 class CogServers:
@@ -154,8 +187,17 @@ async def shared_http_rig(shared_servers: CogServers) -> AsyncIterator[Rigger]:
     await shared_servers.drop_worn()
 
 
-@pytest.fixture(params=["folder", "http"])
+_RIGS = {
+    "folder": "folder_rig",
+    "http": "shared_http_rig",
+    "function": "function_rig",
+    "handler": "handler_rig",
+    "image": "image_rig",
+}
+
+
+@pytest.fixture(params=KINDS)
 def rig(request: pytest.FixtureRequest) -> Rigger:
     """The rigs of every kind of runner, for what all of them promise."""
-    made: Rigger = request.getfixturevalue({"folder": "folder_rig", "http": "shared_http_rig"}[request.param])
+    made: Rigger = request.getfixturevalue(_RIGS[request.param])
     return made

@@ -2,17 +2,21 @@
 
 import asyncio
 import io
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from cogflare.agent.address import ServerAddress, tls_advice
 from cogflare.agent.console import Console
 from cogflare.agent.link import Link, Refused, Timing
 from cogflare.protocol.agent_end import AgentEnd
 from cogflare.protocol.messages import (
+    OLDEST,
     PING,
+    PROTOCOL,
     Assign,
     Capacity,
     Drain,
@@ -32,8 +36,15 @@ pytestmark = pytest.mark.anyio
 FAST = Timing(first_s=0.01, cap_s=0.02, restarting_s=0.02, refused_cap_s=0.03, steady_s=60, open_s=5, close_s=1)
 
 
+class Place:
+    """Where something listens that is no server of workers."""
+
+    def __init__(self, port: int) -> None:
+        self.address = ServerAddress(f"http://127.0.0.1:{port}")
+
+
 class Rig:
-    def __init__(self, server: FakeServer, token: str = TOKEN, timing: Timing = FAST) -> None:
+    def __init__(self, server: FakeServer | Place, token: str = TOKEN, timing: Timing = FAST) -> None:
         self.end = AgentEnd("w1", "i1", "n", [Offer("acme", "m", "0" * 64, 2)], {})
         self.out = io.StringIO()
         self.tokens = [token]
@@ -55,7 +66,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def linked(server: FakeServer, token: str = TOKEN, timing: Timing = FAST) -> AsyncIterator[Rig]:
+async def linked(server: FakeServer | Place, token: str = TOKEN, timing: Timing = FAST) -> AsyncIterator[Rig]:
     rig = Rig(server, token, timing)
     try:
         yield rig
@@ -262,3 +273,58 @@ async def test_own_origin() -> None:
     assert address.resolve("/f/1") == "https://h.example/f/1"
     assert address.resolve("f/1") == "https://h.example/base/f/1"
     assert address.resolve("https://s3.example/k") == "https://s3.example/k"
+
+
+async def test_who_is_told_when_to_come_back_waits_so_long() -> None:
+    async with fake_server() as server:
+        server.greeting = lambda hello: [Reject("no room", retry=True, after_s=0.4)]
+        async with linked(server) as rig:
+            await server.until(lambda: len(server.hellos) >= 2)
+            pauses = re.findall(r"no room; next try in ([0-9.]+) s", rig.out.getvalue())
+            assert pauses
+            assert all(0.2 <= float(pause) <= 0.4 for pause in pauses)
+
+
+async def test_a_welcome_in_another_protocol_is_final_and_says_who_is_too_old() -> None:
+    async with fake_server() as server:
+        server.greeting = lambda hello: [Welcome(PROTOCOL + 1, 1, "node", "9.9", 5, 15)]
+        async with linked(server) as rig:
+            with pytest.raises(Refused, match=r"this worker .* is too old for the server \(cogflare 9.9, protocol 2\)"):
+                await rig.task
+            assert server.hellos[0].oldest == OLDEST
+
+
+async def test_a_server_that_knows_none_of_its_protocols_is_final() -> None:
+    async with fake_server() as server:
+        server.status, server.body = 426, '{"detail":"This server speaks cogflare.v9 with workers."}'
+        async with linked(server) as rig:
+            with pytest.raises(Refused, match=r"speaks cogflare\.v9"):
+                await rig.task
+
+
+async def test_what_never_answers_like_a_server_is_asked_about() -> None:
+    async def chat(socket: ServerConnection) -> None:
+        async for _ in socket:
+            await socket.send("welcome to the chat")
+
+    stranger = await serve(chat, "127.0.0.1", 0)
+    async with linked(Place(next(iter(stranger.sockets)).getsockname()[1])) as rig:
+        await until(lambda: rig.out.getvalue().count("is this the address of a Cogflare server?") >= 2)
+        assert not rig.task.done()
+    stranger.close()
+    await stranger.wait_closed()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"220 mail ESMTP\r\n"])
+async def test_what_speaks_no_websocket_is_asked_about(answer: bytes) -> None:
+    async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    stranger = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with linked(Place(stranger.sockets[0].getsockname()[1])) as rig:
+        await until(lambda: rig.out.getvalue().count("Cogflare server") >= 2)
+        assert not rig.task.done()
+    stranger.close()
+    await stranger.wait_closed()

@@ -15,6 +15,7 @@ import pytest
 
 from cogflare.agent.runners.base import Event, Finished, Job, Log, RunLost, SetupFailed
 from cogflare.agent.runners.cogfolder import CogFolderRunner
+from cogflare.agent.runners.cogyaml import read_config
 from cogflare.agent.runners.environment import Wishes, ensure
 from support.runners import MODELS, MemorySink, Offspring, Rigger, family, finished
 
@@ -233,3 +234,56 @@ async def test_without_uv_the_environment_comes_from_venv_and_pip(
     bin_dir = await ensure(tmp_path, tmp_path, wishes, lambda text: None)
     process = await asyncio.create_subprocess_exec(bin_dir / "python", "-c", "import coglet")
     assert await process.wait() == 0
+
+
+async def interpreter_with_cog(cache: Path) -> Path:
+    wishes = read_config(MODELS / "noop", None).wishes("0.23.1")
+    return await ensure(cache, MODELS / "noop", wishes, lambda text: None) / "python"
+
+
+async def answer_of(runner: CogFolderRunner, input: dict[str, object]) -> object:
+    """Set the model up, run it once, and close it."""
+    try:
+        offer = await runner.setup(lambda text: None)
+        assert offer.cog_version == "0.23.1"
+        return finished([event async for event in runner.run(Job(id="p1", attempt=1, input=input))]).output
+    finally:
+        await runner.close()
+
+
+async def test_with_an_interpreter_no_environment_is_built(cog_cache: Path, tmp_path: Path) -> None:
+    python = await interpreter_with_cog(cog_cache)
+    runner = CogFolderRunner("acme", "noop", MODELS / "noop", tmp_path / "cache", MemorySink(), python=python)
+    assert await answer_of(runner, {"text": "hello"}) == "hello"
+    assert not (tmp_path / "cache").exists()
+
+
+async def test_an_interpreter_of_another_name_runs_the_model_too(
+    cog_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Cog server starts the model's process as `python`, whatever it runs in itself."""
+    python = tmp_path / "cog's own"
+    python.write_text(f'#!/bin/sh\nexec {await interpreter_with_cog(cog_cache)} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    runner = CogFolderRunner("acme", "noop", MODELS / "noop", tmp_path / "cache", MemorySink(), python=python)
+    assert await answer_of(runner, {"text": "hello"}) == "hello"
+
+
+async def test_inside_an_image_the_environment_names_the_model(
+    cog_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = await interpreter_with_cog(cog_cache)
+    (tmp_path / "predict.py").write_text((MODELS / "noop" / "predict.py").read_text())
+    runner = CogFolderRunner("acme", "noop", tmp_path, tmp_path / "cache", MemorySink(), python=python)
+    with pytest.raises(SetupFailed, match=r"cog\.yaml"):
+        await answer_of(runner, {})
+    monkeypatch.setenv("COG_PREDICT_TYPE_STUB", "predict.py:Runner")
+    assert await answer_of(runner, {"text": "hello"}) == "hello"
+
+
+async def test_an_interpreter_without_cog_says_so(tmp_path: Path) -> None:
+    python = Path(sys.executable)
+    runner = CogFolderRunner("acme", "noop", MODELS / "noop", tmp_path, MemorySink(), python=python)
+    with pytest.raises(SetupFailed, match=r"(?s)has no Cog server.*No module named 'cog'"):
+        await runner.setup(lambda text: None)

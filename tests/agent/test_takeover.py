@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from cogflare.agent.runners.base import Event, Finished, Job, Log, Offer, Output, RunLost, Runner, Started
@@ -24,31 +26,35 @@ from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.handover import Takeover
 from cogflare.agent.runners.process import Mark, ServerProcess
-from support.runners import MODELS, MemorySink, Offspring, family, finished
+from cogflare.agent.sources import FolderSource, FunctionSource, Source
+from support.runners import MODELS, MemorySink, Offspring, family, finished, function, handler, runner_of
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(sys.platform != "linux", reason="processes are known for sure on Linux alone"),
 ]
 
+Made = Path | Source
+
 # An agent's runner in a process of its own: says when the run has shown something, and never ends by itself.
 AGENT = """
 import asyncio, json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from support.runners import MemorySink
+from support.runners import MemorySink, runner_of
 from cogflare.agent.runners.base import Job, Log
-from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.handover import Takeover
+from cogflare.agent.sources import FolderSource, FunctionSource, HandlerSource
 async def main():
     told = json.loads(sys.argv[1])
     takeover = Takeover(Path(told["state"]), frozenset(), told["keep_s"])
     if told["url"]:
         runner = CogHttpRunner("acme", "model", told["url"], MemorySink(), takeover=takeover)
     else:
-        model, cache = Path(told["model"]), Path(told["cache"])
-        runner = CogFolderRunner("acme", "model", model, cache, MemorySink(), takeover=takeover)
+        kind, *parts = told["model"]
+        source = globals()[kind](*[Path(part) if "/" in part else part for part in parts])
+        runner = runner_of(source, Path(told["cache"]), MemorySink(), takeover, Path(told["depot"]))
     await runner.setup(lambda text: None)
     print("ready", flush=True)
     if told["input"] is not None:
@@ -64,17 +70,26 @@ class Estate:
     """What killed agents leave, and the runner that comes after them."""
 
     def __init__(self, state: Path, cache: Path) -> None:
-        self.state, self.cache = state, cache
+        self.state, self.cache, self.depot = state, cache, state.with_name("depot")
         self.log: list[str] = []
         self.sink = MemorySink()
         self.left: list[int] = []
         self.runners: list[Runner] = []
 
     async def leave(
-        self, model: Path, input: dict[str, Any] | None, *, keep_s: float = 30, url: str | None = None
+        self, model: Made, input: dict[str, Any] | None, *, keep_s: float = 30, url: str | None = None
     ) -> None:
         """Have an agent run the model on that input, and kill it in the middle."""
-        told = {"state": self.state, "cache": self.cache, "model": model, "url": url, "keep_s": keep_s, "input": input}
+        told: dict[str, object] = {
+            "state": self.state,
+            "cache": self.cache,
+            "url": url,
+            "keep_s": keep_s,
+            "input": input,
+        }
+        source = _source(model)
+        told["depot"] = self.depot
+        told["model"] = [type(source).__name__, *filter(None, astuple(source))]
         arguments = [sys.executable, "-c", AGENT, json.dumps(told, default=str), str(Path(__file__).parents[1])]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE) as agent:
             assert agent.stdout is not None
@@ -83,13 +98,13 @@ class Estate:
             self.left = family(agent.pid)
             agent.kill()
 
-    async def come(self, model: Path, held: frozenset[str] | None = frozenset({"p1-1"}), **options: Any) -> Offer:
+    async def come(self, model: Made, held: frozenset[str] | None = frozenset({"p1-1"}), **options: Any) -> Offer:
         """Set up the next agent's runner; `held` is what it knows of the runs."""
         takeover = Takeover(self.state, held, options.pop("keep_s", 30), lambda: self.log.append("forgotten"))
         if url := options.pop("url", None):
             self.runner: Runner = CogHttpRunner("acme", "model", url, self.sink, takeover=takeover)
         else:
-            self.runner = CogFolderRunner("acme", "model", model, self.cache, self.sink, takeover=takeover, **options)
+            self.runner = runner_of(_source(model), self.cache, self.sink, takeover, self.depot)
         self.runners.append(self.runner)
         return await self.runner.setup(self.log.append)
 
@@ -106,6 +121,16 @@ class Estate:
         async with asyncio.timeout(10):
             while any(Path(f"/proc/{pid}").exists() for pid in self.left):
                 await asyncio.sleep(0.01)
+
+
+def _source(model: Made) -> Source:
+    return FolderSource(model) if isinstance(model, Path) else model
+
+
+def each(model: str) -> pytest.MarkDecorator:
+    """Run a test over every kind of model that the agent starts itself."""
+    kinds = {"folder": MODELS / model, "function": function(model), "handler": handler(model)}
+    return pytest.mark.parametrize("model", list(kinds.values()), ids=list(kinds))
 
 
 @pytest.fixture
@@ -131,9 +156,10 @@ def log_of(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Log))
 
 
-async def test_a_stream_is_told_from_its_beginning_again(offspring: Offspring, estate: Estate) -> None:
-    await estate.leave(MODELS / "tokens", {"count": 60, "delay_s": 0.03})
-    offer = await estate.come(MODELS / "tokens")
+@each("tokens")
+async def test_a_stream_is_told_from_its_beginning_again(offspring: Offspring, estate: Estate, model: Made) -> None:
+    await estate.leave(model, {"count": 60, "delay_s": 0.03})
+    offer = await estate.come(model)
     assert offer.is_taken_over
     assert offspring() == [], "nothing was started"
     events = await estate.resume()
@@ -142,9 +168,10 @@ async def test_a_stream_is_told_from_its_beginning_again(offspring: Offspring, e
     assert (items_of(events), finished(events).output, log_of(events)) == (words, words, "first word\n")
 
 
-async def test_the_model_that_was_taken_over_runs_what_comes_next_and_is_closed(estate: Estate) -> None:
-    await estate.leave(MODELS / "noop", None)
-    assert (await estate.come(MODELS / "noop", frozenset())).is_taken_over
+@each("noop")
+async def test_the_model_that_was_taken_over_runs_what_comes_next_and_is_closed(estate: Estate, model: Made) -> None:
+    await estate.leave(model, None)
+    assert (await estate.come(model, frozenset())).is_taken_over
     events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"text": "next"}))]
     assert finished(events).output == "next"
     await estate.runner.close()
@@ -152,9 +179,10 @@ async def test_the_model_that_was_taken_over_runs_what_comes_next_and_is_closed(
     assert list(estate.state.iterdir()) == []
 
 
-async def test_a_resumed_run_can_be_canceled(estate: Estate) -> None:
-    await estate.leave(MODELS / "sleeper", {"seconds": 60})
-    await estate.come(MODELS / "sleeper")
+@each("sleeper")
+async def test_a_resumed_run_can_be_canceled(estate: Estate, model: Made) -> None:
+    await estate.leave(model, {"seconds": 60})
+    await estate.come(model)
     seen: list[Event] = []
     async for event in estate.resuming():
         seen.append(event)
@@ -163,9 +191,10 @@ async def test_a_resumed_run_can_be_canceled(estate: Estate) -> None:
     assert finished(seen).status == "canceled"
 
 
-async def test_a_resumed_run_that_ignores_its_cancel_ends_with_its_model(estate: Estate) -> None:
-    await estate.leave(MODELS / "sleeper", {"seconds": 60, "stubborn": True})
-    await estate.come(MODELS / "sleeper")
+@each("sleeper")
+async def test_a_resumed_run_that_ignores_its_cancel_ends_with_its_model(estate: Estate, model: Made) -> None:
+    await estate.leave(model, {"seconds": 60, "stubborn": True})
+    await estate.come(model)
     seen: list[Event] = []
     async for event in estate.resuming():
         seen.append(event)
@@ -187,9 +216,10 @@ async def test_a_run_that_the_model_was_never_given_is_lost(estate: Estate, monk
         await anext(events)
 
 
-async def test_a_model_that_broke_after_it_was_taken_over_is_started_anew(estate: Estate) -> None:
-    await estate.leave(MODELS / "sleeper", {"seconds": 60})
-    await estate.come(MODELS / "sleeper")
+@each("sleeper")
+async def test_a_model_that_broke_after_it_was_taken_over_is_started_anew(estate: Estate, model: Made) -> None:
+    await estate.leave(model, {"seconds": 60})
+    await estate.come(model)
     os.kill(estate.left[2], signal.SIGKILL)
     with pytest.raises(RunLost, match="the model's server ended"):
         await estate.resume()
@@ -226,9 +256,12 @@ async def test_an_agent_whose_model_shall_not_outlive_it_takes_none_over(estate:
 
 
 @pytest.mark.parametrize("held", [frozenset(), None], ids=["runs something else", "nothing is known"])
-async def test_a_model_that_cannot_be_trusted_is_ended(estate: Estate, held: frozenset[str] | None) -> None:
-    await estate.leave(MODELS / "sleeper", {"seconds": 60})
-    offer = await estate.come(MODELS / "sleeper", held)
+@each("sleeper")
+async def test_a_model_that_cannot_be_trusted_is_ended(
+    estate: Estate, model: Made, held: frozenset[str] | None
+) -> None:
+    await estate.leave(model, {"seconds": 60})
+    offer = await estate.come(model, held)
     await estate.gone()
     assert not offer.is_taken_over
     events = [event async for event in estate.runner.run(Job(id="p2", attempt=1, input={"seconds": 0}))]
@@ -242,6 +275,43 @@ async def test_a_changed_model_is_set_up_anew(estate: Estate, tmp_path: Path) ->
     (model / "predict.py").write_text((model / "predict.py").read_text() + "# changed\n")
     assert not (await estate.come(model)).is_taken_over
     await estate.gone()
+
+
+async def test_a_changed_function_is_set_up_anew(estate: Estate, tmp_path: Path) -> None:
+    shutil.copy(MODELS / "functions" / "sleeper.py", tmp_path)
+    source = FunctionSource("sleeper:run", tmp_path)
+    await estate.leave(source, {"seconds": 60})
+    with (tmp_path / "sleeper.py").open("a") as file:
+        file.write("# changed\n")
+    assert not (await estate.come(source)).is_taken_over
+    await estate.gone()
+
+
+async def test_another_function_of_the_file_is_another_model(estate: Estate, tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text("def one() -> str: ...\ndef other() -> str: ...\n")
+    await estate.leave(FunctionSource("two:one", tmp_path), None)
+    assert not (await estate.come(FunctionSource("two:other", tmp_path), frozenset())).is_taken_over
+    await estate.gone()
+
+
+async def test_the_files_of_a_function_wait_for_the_next_agent(estate: Estate) -> None:
+    await estate.leave(function("frames"), {"count": 3})
+    await asyncio.sleep(0.2)  # an upload fails meanwhile
+    await estate.come(function("frames"))
+    output = finished(await estate.resume(began_s=1)).output
+    assert [estate.sink.files[item] for item in output] == [b"\x89PNG" + bytes([number]) for number in range(3)]
+
+
+async def test_the_end_of_a_function_waits_for_the_next_agent(estate: Estate) -> None:
+    await estate.leave(function("sleeper"), {"seconds": 0.1})
+    port = json.loads((estate.state / "server.json").read_text())["server"]["port"]
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as host, asyncio.timeout(10):
+        while (await host.get("/health-check")).json()["status"] == "BUSY":
+            await asyncio.sleep(0.01)
+    assert (await estate.come(function("sleeper"))).is_taken_over
+    async with asyncio.timeout(5):
+        events = await estate.resume(began_s=60)
+    assert (finished(events).output, log_of(events)) == ("rested", "asleep\n")
 
 
 async def test_what_a_model_makes_in_its_folder_does_not_make_another_model(estate: Estate, tmp_path: Path) -> None:
@@ -295,15 +365,28 @@ async def test_a_file_that_found_no_agent_loses_the_run(estate: Estate, tmp_path
 
 
 @pytest.mark.parametrize("doomed", [0, 2])
-async def test_without_agent_and_minder_or_server_nothing_is_left(estate: Estate, doomed: int) -> None:
+@each("sleeper")
+async def test_without_agent_and_minder_or_server_nothing_is_left(estate: Estate, model: Made, doomed: int) -> None:
     """A model that is at work would not notice."""
-    await estate.leave(MODELS / "sleeper", {"seconds": 60})
+    await estate.leave(model, {"seconds": 60})
     os.kill(estate.left[doomed], signal.SIGKILL)
     await estate.gone()
 
 
-async def test_what_nobody_takes_over_ends_after_a_while(estate: Estate) -> None:
-    await estate.leave(MODELS / "sleeper", {"seconds": 60}, keep_s=0.5)
+@each("sleeper")
+async def test_the_next_agent_ends_what_lost_its_minder_and_its_guard(estate: Estate, model: Made) -> None:
+    await estate.leave(model, {"seconds": 60})
+    minder, guard, server, _ = estate.left
+    for doomed in (guard, minder):
+        os.kill(doomed, signal.SIGKILL)
+    assert Path(f"/proc/{server}").exists()
+    assert not (await estate.come(model)).is_taken_over
+    await estate.gone()
+
+
+@each("sleeper")
+async def test_what_nobody_takes_over_ends_after_a_while(estate: Estate, model: Made) -> None:
+    await estate.leave(model, {"seconds": 60}, keep_s=0.5)
     assert all(Path(f"/proc/{pid}").exists() for pid in estate.left)
     await estate.gone()
 

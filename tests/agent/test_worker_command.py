@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cogflare.agent.main import WorkerOptions
-from cogflare.agent.sources import FolderSource
+from cogflare.agent.sources import FolderSource, FunctionSource, HandlerSource
 from cogflare.cli import worker as command
 
 SERVER = "http://127.0.0.1:9"
+GIVEN = ["--model", "acme/m", "--server", SERVER, "--token", "t"]
 
 
 def _invoke(*args: str, **env: str) -> Result:
@@ -84,11 +86,84 @@ def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
     assert "no cog.yaml" in result.output
 
 
-def test_a_folder_and_a_url_exclude_each_other(model: Path) -> None:
-    result = _invoke(
-        "--model", "acme/m", "--server", SERVER, "--token", "t", "--url", "http://localhost:5000", str(model)
-    )
-    assert "not both" in result.output
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--url", "http://localhost:5000", "MODEL"],
+        ["--function", "predict:run", "MODEL"],
+        ["--image", "r8.im/acme/m", "--function", "predict:run"],
+        ["--function", "predict:run", "--url", "http://localhost:5000"],
+        ["--function", "predict:run", "--runpod-handler", "MODEL/handler.py"],
+    ],
+)
+def test_a_worker_has_one_model(model: Path, started: list[WorkerOptions], args: list[str]) -> None:
+    (model / "handler.py").touch()
+    result = _invoke(*GIVEN, *[arg.replace("MODEL", str(model)) for arg in args])
+    assert result.exit_code == 2
+    assert "one model" in result.output
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--function", "predict.py:run"], "such as predict:run"),
+        (["--function", "predict"], "module:name"),
+        (["--function", "my-module:run"], "module:name"),
+        (["--function", "predict:run()"], "module:name"),
+        (["--runpod-handler", "absent.py"], "does not exist"),
+        (["--function", "predict:run", "--python", "/nowhere/python"], "is no program"),
+        (["--url", "http://localhost:5000", "--python", "python3"], "that the worker starts itself"),
+        (["--image", "r8.im/acme/m", "--python", "python3"], "that the worker starts itself"),
+        (["--function", "predict:run", "--gpus", "all"], "for an --image"),
+        (["--function", "predict:run", "--tag", "two words"], "--tag"),
+        (["--function", "predict:run", "--region", "a" * 201], "--region"),
+    ],
+)
+def test_mistakes_about_the_model_are_explained(started: list[WorkerOptions], args: list[str], problem: str) -> None:
+    result = _invoke(*GIVEN, *args)
+    assert result.exit_code == 2
+    assert problem in re.sub(r"\s+", " ", result.output)
+    assert started == []
+
+
+def test_a_function_is_a_source(model: Path, started: list[WorkerOptions], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model)
+    result = _invoke(*GIVEN, "--function", "pack.age:model.run", "--region", "home", "--tag", "fast", "--tag", "fast")
+    assert (result.exit_code, result.output) == (0, "")
+    [options] = started
+    assert options.source == FunctionSource("pack.age:model.run", model, None)
+    assert (options.region, options.tags) == ("home", ("fast",))
+
+
+def test_a_handler_is_a_source(model: Path, started: list[WorkerOptions]) -> None:
+    handler, python = model / "handler.py", model / "bin" / "python"
+    handler.touch()
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    result = _invoke(*GIVEN, "--runpod-handler", str(handler), "--python", str(python))
+    assert (result.exit_code, result.output) == (0, "")
+    assert started[0].source == HandlerSource(handler, python)
+
+
+def test_an_interpreter_is_found_by_its_name(
+    model: Path, started: list[WorkerOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = model / "bin" / "python3.0"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(python.parent))
+    assert _invoke(*GIVEN, "--python", "python3.0", str(model)).exit_code == 0
+    assert started[0].source == FolderSource(model, python)
+
+
+def test_inside_an_image_a_folder_needs_no_cog_yaml(
+    tmp_path: Path, started: list[WorkerOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COG_PREDICT_TYPE_STUB", "predict.py:Predictor")
+    assert _invoke(*GIVEN, "--python", sys.executable, str(tmp_path)).exit_code == 0
+    assert started[0].source == FolderSource(tmp_path, Path(sys.executable))
+    assert "no cog.yaml" in _invoke(*GIVEN, str(tmp_path)).output
 
 
 def test_the_environment_and_a_token_file_will_do(model: Path, started: list[WorkerOptions]) -> None:

@@ -5,23 +5,28 @@ from typing import Any
 
 import httpx2
 
-from cogflare.api import admin, catalog, files, predictions, sse, uploads, work
+from cogflare.api import admin, catalog, files, legacyfiles, predictions, sse, uploads, work
 from cogflare.api.context import Api
 from cogflare.api.gateway import Gateway
+from cogflare.api.legacygateway import LegacyGateway
 from cogflare.api.origin import TrustedProxies
 from cogflare.api.routing import Application, table
 from cogflare.blobs.base import BlobStore
 from cogflare.blobs.local import LocalBlobStore
 from cogflare.engine.files import Files
+from cogflare.engine.legacyfiles import LegacyFiles
+from cogflare.engine.legacyruns import Surroundings, Times
 from cogflare.protocol.messages import Assign
 from cogflare.store.base import Database
 from engine.rig import Rig, RigWorker
 
 BASE = "https://api.example.net"
 MAX_FILE_BYTES = 3_000_000
+MAX_FILES = 20
 MAX_UPLOAD_BYTES = 2_000_000
 MAX_INLINE_BYTES = 10_000
 MAX_RESULT_BYTES = 2_000_000
+OLD_TIMES = Times(grace_s=0.3, twin_s=0.2, busy_s=0.2)
 
 
 class Node(Rig):
@@ -32,7 +37,7 @@ class Node(Rig):
         blobs = blobs or LocalBlobStore(self.folder)
         super().__init__(db, blobs=blobs, max_upload_bytes=MAX_UPLOAD_BYTES, max_inline_bytes=MAX_INLINE_BYTES)
         assert self.inputs is not None
-        self.files = Files(db, blobs, self.clock, MAX_FILE_BYTES)
+        self.files = Files(db, blobs, self.clock, MAX_FILE_BYTES, MAX_FILES)
         self.api = api = Api(
             self.predictions,
             self.catalog,
@@ -46,7 +51,12 @@ class Node(Rig):
             1_000_000,
             self.repeats,
         )
+        old = LegacyFiles(
+            db, blobs, self.clock, self.files, max_files=3, max_bytes=MAX_FILE_BYTES + 10, max_inline=MAX_INLINE_BYTES
+        )
+        around = Surroundings(self.ground, self.files, old, OLD_TIMES)
         routes = [
+            *legacyfiles.routes(api, old),
             *predictions.routes(api),
             *sse.routes(api, self.streams),
             *files.routes(api),
@@ -55,7 +65,7 @@ class Node(Rig):
             *catalog.routes(api),
             *admin.routes(api),
         ]
-        self.app = app = Application(api, table(routes), Gateway(self.fleet))
+        self.app = app = Application(api, table(routes), Gateway(self.fleet), LegacyGateway(api, around))
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=BASE)
         self._tokens: dict[tuple[str, str], str] = {}
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 
 from api.node import BASE, Node
-from cogflare.api import admin, explain, money, providers
+from cogflare.api import admin, explain, money, providers, tokenimport
 from cogflare.api import predictions as jobs
 from cogflare.api import routes as policies
 from cogflare.api.gateway import Gateway
@@ -21,6 +21,7 @@ from cogflare.engine.forecasts import Forecasts
 from cogflare.engine.providers import Providers
 from cogflare.engine.receipts import Receipts
 from cogflare.engine.routes import Routes
+from cogflare.engine.tokenimport import TokenImport
 from cogflare.providers.base import Denied, Described, File, Report, Sight, Submission, Terms
 from cogflare.store import errands
 from cogflare.store.base import Database
@@ -106,6 +107,7 @@ class Outpost(Node):
             *money.routes(self.api, self.budgets, Ledger(db, self.routes, self.providers)),
             *explain.routes(receipts, self.bells),
             *admin.routes(self.api),
+            *tokenimport.routes(TokenImport(db, self.clock, self.vault, self.providers)),
         ]
         app = Application(self.api, table(routes), Gateway(self.fleet))
         self.http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=BASE)

@@ -8,7 +8,7 @@ import pytest
 from api.node import BASE, Node
 from cogflare import __version__
 from cogflare.api.admin import PAGE
-from cogflare.protocol.messages import Drain
+from cogflare.protocol.messages import Drain, Gpu, Machine
 from cogflare.store.base import Database
 from engine.rig import VERSION, Rig, RigWorker
 
@@ -117,12 +117,14 @@ async def test_workers_of_the_account_and_of_all(node: Node) -> None:
         "account": "ada",
         "state": "online",
         "node": "node",
-        "models": [{"model": "ada/noop", "version": VERSION, "slots": 3}],
+        "models": [{"model": "ada/noop", "version": VERSION, "slots": 3, "unmet": None}],
         "slots": 3,
         "busy": 1,
         "health": "ok",
         "quarantine": None,
         "agent": {},
+        "machine": None,
+        "setup_since": None,
         "connected_at": shown["connected_at"],
         "changed_at": shown["changed_at"],
     }
@@ -130,6 +132,47 @@ async def test_workers_of_the_account_and_of_all(node: Node) -> None:
     assert sorted(one["account"] for one in everyone) == ["ada", "eve"]
     await worker.disconnect()
     assert (await node.call("GET", "/workers")).json()["results"][0]["state"] == "away"
+
+
+async def test_all_of_a_worker(node: Node) -> None:
+    worker = await node.worker()
+    path = f"/v1/workers/{worker.end.worker}"
+    for stranger in (await node.call("GET", path, "eve"), await node.call("GET", "/workers/nobody")):
+        assert stranger.status_code == 404
+    assert (await node.call("GET", "/workers/%00", kind="admin")).status_code == 404
+    shown = (await node.call("GET", path)).json()
+    [listed] = (await node.call("GET", "/workers")).json()["results"]
+    token = shown.pop("token")
+    assert shown == listed
+    assert token == {
+        "id": worker.caller.token,
+        "name": "test",
+        "models": None,
+        "max_connections": None,
+        "connections": 1,
+        "expires_at": None,
+        "revoked_at": None,
+    }
+    card = Gpu("NVIDIA GeForce RTX 3070", 8_192, 7_000)
+    worker.end.inventory(Machine((card,), "550.107.02", "12.4", 8, 32_000, 99_000, "Debian", "3.11.2", "eu", ("fast",)))
+    await worker.pump()
+    await node.settle()
+    await node.call("PATCH", "/models/ada/noop", json={"requirements": {"min_vram_gb": 24}})
+    await node.settle()
+    shown = (await node.call("GET", path, "admin", "admin")).json()
+    assert shown["machine"] == {
+        "gpus": [{"name": "NVIDIA GeForce RTX 3070", "vram_mb": 8_192, "free_mb": 7_000}],
+        "driver": "550.107.02",
+        "cuda": "12.4",
+        "cpus": 8,
+        "ram_mb": 32_000,
+        "disk_free_mb": 99_000,
+        "os": "Debian",
+        "python": "3.11.2",
+        "region": "eu",
+        "tags": ["fast"],
+    }
+    assert shown["models"][0]["unmet"] == "lacks 24 GB of VRAM (has 8)"
 
 
 def is_draining(worker: RigWorker) -> bool:
@@ -228,3 +271,54 @@ async def test_attempts(node: Node) -> None:
     assert first["claimed_at"] <= first["started_at"] <= first["ended_at"] <= first["slot_freed_at"]
     assert (await node.call("GET", path, "eve")).status_code == 404
     assert (await node.call("GET", "/predictions/x/attempts")).status_code == 404
+
+
+# --- limited tokens
+
+
+async def test_the_limits_of_a_workers_token(node: Node) -> None:
+    limits = {"models": ["ada/noop", "lin/*"], "max_connections": 2}
+    order = {"kind": "worker", "name": "a friend's", "account": "ada", **limits}
+    made = (await node.call("POST", "/v1/tokens", kind="admin", json=order)).json()
+    assert made["join"] == f"{BASE}/join"
+    assert {name: made[name] for name in limits} == limits
+    caller = await node.accounts.caller(made["token"])
+    assert caller is not None
+    worker = RigWorker(node, caller, 1)
+    await worker.connect()
+    shown = (await node.call("GET", f"/v1/tokens/{made['id']}", kind="admin")).json()
+    assert {name: shown[name] for name in limits} == limits
+    assert (shown["connections"], shown["hint"]) == (1, made["token"][:8])
+    assert "token" not in shown
+    (listed,) = [
+        t for t in (await node.call("GET", "/tokens", kind="admin")).json()["results"] if t["id"] == made["id"]
+    ]
+    assert listed | {"connections": 1} == shown
+    open = (await node.call("POST", "/tokens", kind="admin", json={"kind": "worker", "name": "n"})).json()
+    assert (open["models"], open["max_connections"]) == (None, None)
+
+
+async def test_what_limits_may_not_be(node: Node) -> None:
+    good = {"kind": "worker", "name": "n"}
+    for wrong, field in (
+        ({"models": []}, "models"),
+        ({"models": ["noop"]}, "models[0]"),
+        ({"models": ["ada/*", "*/*"]}, "models[1]"),
+        ({"models": ["a/b\n"]}, "models[0]"),
+        ({"models": ["a/b"] * 101}, "models"),
+        ({"models": "a/b"}, "models"),
+        ({"max_connections": 0}, "max_connections"),
+        ({"max_connections": 10**9}, "max_connections"),
+        ({"kind": "api", "models": ["a/b"]}, "models"),
+        ({"kind": "admin", "max_connections": 3}, "max_connections"),
+    ):
+        answer = await node.call("POST", "/tokens", kind="admin", json={**good, **wrong})
+        assert answer.status_code == 422, wrong
+        assert answer.json()["invalid_fields"][0]["field"].startswith(field.partition("[")[0]), wrong
+
+
+async def test_a_token_is_shown_to_admins_alone(node: Node) -> None:
+    made = (await node.call("POST", "/tokens", kind="admin", json={"kind": "api", "name": "n"})).json()
+    assert (await node.call("GET", f"/tokens/{made['id']}")).status_code == 403
+    for id in ("0" * 26, "x", "%00"):
+        assert (await node.call("GET", f"/tokens/{id}", kind="admin")).status_code == 404

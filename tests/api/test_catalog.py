@@ -139,3 +139,47 @@ async def test_what_is_not_there(node: Node) -> None:
     for path in ("/account", "/models", "/models/acme/llm"):
         assert (await node.http.get(path)).status_code == 401
         assert (await node.call("GET", path, kind="worker")).status_code == 403
+
+
+async def test_what_a_model_requires(node: Node) -> None:
+    await register(node, "ada", "ada/llm")
+    assert (await node.call("GET", "/models/ada/llm")).json()["requirements"] is None
+    wanted = {"min_vram_gb": 24.5, "tags": ["fast", "eu"]}
+    changed = await node.call("PATCH", "/models/ada/llm", json={"requirements": wanted})
+    assert (changed.status_code, changed.json()["requirements"]) == (200, wanted)
+    assert (await node.call("PATCH", "/models/ada/llm", json={"rerun": True})).json()["requirements"] == wanted
+    assert Model(**changed.json()).name == "llm", "the real client reads it"
+    nothings: list[dict[str, object] | None] = [{}, {"min_vram_gb": None}, {"tags": []}, None]
+    for nothing in nothings:
+        await node.call("PATCH", "/models/ada/llm", json={"requirements": wanted})
+        assert (await node.call("PATCH", "/models/ada/llm", json={"requirements": nothing})).json()[
+            "requirements"
+        ] is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_vram_gb": 0},
+        {"min_vram_gb": "24"},
+        {"min_vram_gb": 1e6},
+        {"tags": ["two words"]},
+        {"tags": [f"tag{number}" for number in range(33)]},
+        {"tags": ["x" * 65]},
+        {"vram": 24},
+        "24 GB",
+    ],
+)
+async def test_what_is_no_requirement_is_refused(node: Node, wrong: object) -> None:
+    await register(node, "ada", "ada/llm")
+    answer = await node.call("PATCH", "/models/ada/llm", json={"requirements": wrong})
+    assert answer.status_code == 422
+    assert (await node.call("GET", "/models/ada/llm")).json()["requirements"] is None
+
+
+async def test_requirements_of_a_shared_model_are_not_everybodys_to_set(node: Node) -> None:
+    await register(node, "shared", "acme/llm")
+    wanted = {"requirements": {"tags": ["fast"]}}
+    assert (await node.call("PATCH", "/models/acme/llm", json=wanted)).status_code == 403
+    assert (await node.call("PATCH", "/models/acme/llm", "admin", "admin", json=wanted)).status_code == 200
+    assert (await node.call("GET", "/models/acme/llm")).json()["requirements"] == {"tags": ["fast"]}

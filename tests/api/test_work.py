@@ -1,14 +1,17 @@
 """What agents send and fetch by HTTP."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
-from api.node import MAX_FILE_BYTES, MAX_RESULT_BYTES, Node, attempt_path
+from api.node import MAX_FILE_BYTES, MAX_FILES, MAX_RESULT_BYTES, Node, attempt_path
+from cogflare import __version__
+from cogflare.engine.accounts import Limits
 from cogflare.engine.predictions import Order
-from cogflare.protocol.messages import MAX_REASON
+from cogflare.protocol.messages import MAX_REASON, OLDEST, PROTOCOL
 from engine.rig import RigWorker
 
 pytestmark = pytest.mark.anyio
@@ -145,7 +148,7 @@ async def test_a_worker_whose_model_was_not_set_up(node: Node) -> None:
     assert (await node.work(worker, "POST", "/worker/v1/setup-failures", json=report)).status_code == 204
     (shown,) = (await node.call("GET", "/workers")).json()["results"]
     assert (shown["id"], shown["name"], shown["state"]) == (worker.end.worker, "pc", "offline")
-    assert shown["models"] == [{"model": "ada/noop", "version": "", "slots": 0}]
+    assert shown["models"] == [{"model": "ada/noop", "version": "", "slots": 0, "unmet": None}]
     assert (shown["health"], shown["connected_at"]) == ("quarantined", None)
     assert shown["quarantine"]["reason"] == "the model was not set up: no module named torch"
     await worker.connect()
@@ -177,7 +180,7 @@ async def test_a_worker_that_sets_its_model_up(node: Node) -> None:
 
     async def setup_since() -> int | None:
         [row] = await node.db.read("fleet_of", catalogs=f'["{worker.caller.account}"]', owner="ada", name="noop")
-        found: int | None = row[-1]
+        found: int | None = row[8]
         return found
 
     for wrong in ({"model": "noop"}, {"name": "x" * 101}, {"is_over": "yes"}):
@@ -257,3 +260,135 @@ async def test_what_may_not_be_added_to_a_file(node: Node) -> None:
     for method in ("HEAD", "PATCH"):
         late = await node.work(worker, method, path, headers=start, content=b"x")
         assert (late.status_code, "upload-offset" in late.headers) == (409, False)
+
+
+# --- what is refused of a worker that is not to be trusted
+
+
+async def test_so_many_files_of_an_attempt_and_no_more(node: Node) -> None:
+    worker, assigned = await node.running()
+    path, order = f"{attempt_path(assigned)}/files", {"filename": "f.bin", "size": 1}
+    answers = await asyncio.gather(*(node.work(worker, "POST", path, json=order) for _ in range(MAX_FILES + 10)))
+    assert sorted(answer.status_code for answer in answers) == [201] * MAX_FILES + [413] * 10
+    refused = next(answer for answer in answers if answer.status_code == 413)
+    assert refused.json()["detail"] == f"Output has more than {MAX_FILES} files"
+    (first, *_) = [answer.json() for answer in answers if answer.status_code == 201]
+    assert (await node.work(worker, "PUT", f"/{first['upload']['url']}", content=b"x")).status_code == 204
+    assert (await node.work(worker, "POST", path, json=order)).status_code == 413
+    _, other = await node.running()
+    assert (await node.work(_, "POST", f"{attempt_path(other)}/files", json=order)).status_code == 201, "each its own"
+
+
+@pytest.mark.parametrize(
+    ("told", "stored", "kind"),
+    [
+        ("image/PNG", "image/png", "inline"),
+        ("text/html", "text/html", "attachment"),
+        ("image/svg+xml", "image/svg+xml", "attachment"),
+        ("text/html\r\nSet-Cookie: a=b", "application/octet-stream", "attachment"),
+        ("image/png, text/html", "application/octet-stream", "attachment"),
+        ("nonsense", "application/octet-stream", "attachment"),
+        ("x" * 1000 + "/y", "application/octet-stream", "attachment"),
+        ("", "application/octet-stream", "attachment"),
+    ],
+)
+async def test_the_type_of_a_file_cannot_act_as_a_page_of_ours(node: Node, told: str, stored: str, kind: str) -> None:
+    worker, assigned = await node.running()
+    path = await node.file(worker, assigned, b"<script>", "../../x\r\n.png", told)
+    got = await node.http.get(path)
+    assert (got.status_code, got.headers["content-type"]) == (200, stored)
+    assert got.headers["content-disposition"].startswith(kind)
+    assert got.headers["x-content-type-options"] == "nosniff"
+    assert "set-cookie" not in got.headers
+
+
+async def test_nothing_is_taken_of_an_attempt_that_another_worker_has_taken_over(node: Node) -> None:
+    worker, assigned = await node.running()
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "f"})
+    file = f"/{ordered.json()['upload']['url']}"
+    await node.losses.rescue((assigned.prediction, assigned.attempt), "gone", slot_free=True)
+    await node.settle()
+    other = await node.worker()
+    assert (await other.next()).prediction == assigned.prediction
+    order, proof = {"filename": "f"}, {"size": 1, "sha256": "a" * 64}
+    for method, path, options in (
+        ("POST", f"{attempt_path(assigned)}/files", {"json": order}),
+        ("PUT", f"{attempt_path(assigned)}/result", {"content": b"1"}),
+        ("GET", f"{attempt_path(assigned)}/input", {}),
+        ("PUT", file, {"content": b"x"}),
+        ("PATCH", file, {"content": b"x", "headers": {"upload-offset": "0"}}),
+        ("HEAD", file, {}),
+        ("POST", f"{file}/complete", {"json": proof}),
+    ):
+        assert (await node.work(worker, method, path, **options)).status_code == 409, (method, path)
+    for method, path in (("PUT", file), ("GET", f"{attempt_path(assigned)}/input")):
+        assert (await node.work(other, method, path, content=b"x")).status_code == 404, "not given to that one so"
+
+
+async def test_a_limited_token_reaches_nothing_of_other_models(node: Node) -> None:
+    """Not even as the very worker that has the attempt, whose id it has come to know."""
+    worker, assigned = await node.running()
+    ordered = await node.work(worker, "POST", f"{attempt_path(assigned)}/files", json={"filename": "f"})
+    file = f"/{ordered.json()['upload']['url']}"
+
+    async def tried(*models: str) -> list[int]:
+        created = await node.accounts.create("ada", "worker", "a friend's", limits=Limits(models=models))
+        assert created is not None
+        headers = {"Authorization": f"Bearer {created.secret}", "Cogflare-Worker": worker.end.worker}
+        notice = {"name": "pc", "model": "ada/noop"}
+        asked = [
+            await node.http.get(f"{attempt_path(assigned)}/input", headers=headers),
+            await node.http.post(f"{attempt_path(assigned)}/files", headers=headers, json={"filename": "f"}),
+            await node.http.put(file, headers=headers, content=b"x"),
+            await node.http.put(f"{attempt_path(assigned)}/result", headers=headers, content=b"1"),
+            await node.http.post("/worker/v1/setups", headers=headers, json=notice),
+            await node.http.post("/worker/v1/setup-failures", headers=headers, json={**notice, "reason": "x"}),
+            await node.http.get("/worker/v1/link?model=ada/noop", headers=headers),
+        ]
+        return [answer.status_code for answer in asked]
+
+    assert await tried("ada/other") == [404, 404, 404, 404, 403, 403, 403]
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert (shown["state"], shown["health"], shown["name"]) == ("online", "ok", "rig")
+    assert await tried("ada/noop") == [200, 201, 204, 204, 204, 204, 426]
+
+
+async def test_a_limited_token_cannot_say_that_a_worker_of_other_models_is_broken(node: Node) -> None:
+    worker = await node.worker()
+    created = await node.accounts.create("ada", "worker", "a friend's", limits=Limits(models=("ada/other",)))
+    assert created is not None
+    headers = {"Authorization": f"Bearer {created.secret}", "Cogflare-Worker": worker.end.worker}
+    report = {"name": "pc", "model": "ada/other", "reason": "a lie"}
+    refused = await node.http.post("/worker/v1/setup-failures", headers=headers, json=report)
+    assert refused.status_code == 403
+    assert "has served models" in refused.json()["detail"]
+    (shown,) = (await node.call("GET", "/workers")).json()["results"]
+    assert shown["health"] == "ok"
+
+
+async def test_a_worker_that_asks_beforehand_is_told_what_is_spoken_here(node: Node) -> None:
+    worker = RigWorker(node, await node.caller("ada", "worker"), 1)
+    answer = await node.work(worker, "GET", "/worker/v1/link?model=ada/noop")
+    assert (answer.status_code, answer.headers["upgrade"]) == (426, "websocket")
+    told = answer.json()
+    assert (told["server"], told["protocol"]) == (__version__, {"oldest": OLDEST, "newest": PROTOCOL})
+    assert (await node.http.get("/worker/v1/link")).status_code == 401
+
+
+async def test_a_workers_token_reads_nothing_of_the_api(node: Node) -> None:
+    worker, assigned = await node.running()
+    id = assigned.prediction
+    for method, path in (
+        ("GET", "/v1/predictions"),
+        ("GET", f"/v1/predictions/{id}"),
+        ("POST", f"/v1/predictions/{id}/cancel"),
+        ("GET", f"/v1/predictions/{id}/attempts"),
+        ("POST", "/v1/models/ada/noop/predictions"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/workers"),
+        ("GET", f"/v1/workers/{worker.end.worker}"),
+        ("GET", "/v1/tokens"),
+        ("GET", "/v1/account"),
+        ("GET", "/v1/files"),
+    ):
+        assert (await node.call(method, path, kind="worker")).status_code == 403, path

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from cogflare.app import SystemClock
-from cogflare.cli.checkup import Checkup, Finding
+from cogflare.cli.checkup import Checkup
+from cogflare.cli.findings import Finding
 from cogflare.cli.main import cogflare
 from cogflare.settings import Settings
 from support.buckets import BucketServer, Moto

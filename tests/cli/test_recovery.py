@@ -51,11 +51,11 @@ def test_workers_are_listed_with_their_health(shell: Shell, stage: Stage) -> Non
     server = stage.server(quarantine_after="1", quarantine_s="600")
     stage.scripted(server, name="gpu").connected()
     own = Shell(server, server.token())
-    assert rows(own.ok("workers", "list"))[0][-1] == "ok"
+    assert rows(own.ok("workers", "list"))[0][6] == "ok"
     server.create(crash=1)
 
     def reason() -> str | None:
-        shown = rows(own.ok("workers", "list"))[0][-1]
+        shown = rows(own.ok("workers", "list"))[0][6]
         return shown if shown != "ok" else None
 
     shown = until(reason, "quarantine") or ""

@@ -105,7 +105,7 @@ async def receiver() -> AsyncIterator[Receiver]:
             made.gate.set()
 
 
-def render(view: PredictionView, origin: str | None) -> bytes:
+async def render(view: PredictionView, origin: str | None) -> bytes:
     return api.render(view, Links(origin or ""), "webhook")
 
 

@@ -26,6 +26,7 @@ from cogflare.engine.links import Fleet
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Order, Predictions
 from cogflare.engine.repeats import Repeats
+from cogflare.engine.requirements import Matching
 from cogflare.engine.router import Router
 from cogflare.engine.secrets import Secrets
 from cogflare.engine.service import Checkpoints, Tasks
@@ -102,6 +103,7 @@ class Rig:
         self.dispatcher = Dispatcher(db, self.clock, self.tasks.spawn)
         stops = Stops(db, self.clock)
         self.health = Health(db, self.clock, self.tasks.spawn, quarantine_after, quarantine_s)
+        self.matching = Matching(db, self.tasks.spawn)
         self.losses = Losses(db, self.clock, stops, self.health, 3, backoff)
         self.releases = Releases(db, self.clock, backoff)
         waiters = Waiters()
@@ -126,6 +128,7 @@ class Rig:
             self.predictions,
             self.losses,
             self.health,
+            self.matching,
             times,
             node,
             "test",

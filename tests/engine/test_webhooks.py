@@ -365,8 +365,9 @@ async def test_another_life_keeps_the_webhook(store: Database) -> None:
         new, _ = await requeue(rig.predictions, ada, work)
         await worker.finish(await worker.start(await worker.next()))
         await rig.deliver()
-        assert taker.events == [("canceled", f"msg_{work}"), ("succeeded", f"msg_{new.id}")]
-        assert taker.got[1][1]["urls"]["get"].startswith(ORIGIN)
+        # Messages about different predictions may overtake each other.
+        assert sorted(taker.events) == [("canceled", f"msg_{work}"), ("succeeded", f"msg_{new.id}")]
+        assert all(body["urls"]["get"].startswith(ORIGIN) for _, body in taker.got)
 
 
 async def test_a_unit_that_fails_leaves_no_message(store: Database) -> None:
@@ -423,5 +424,5 @@ async def test_old_messages_are_swept(store: Database, tmp_path: Path) -> None:
         assert [row.state for row in await rig.log(ada)] == ["pending"]
 
 
-def broken(view: PredictionView, origin: str | None) -> bytes:
+async def broken(view: PredictionView, origin: str | None) -> bytes:
     raise ZeroDivisionError(view.id)

@@ -17,7 +17,9 @@ from cogflare.protocol.messages import (
     SUBPROTOCOL,
     AgentMessage,
     FinishStatus,
+    Gpu,
     Held,
+    Machine,
     Offer,
     Resume,
     ServerMessage,
@@ -27,7 +29,8 @@ from cogflare.protocol.messages import (
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "worker-protocol.md").read_text()
 SHOWN = "\n".join(re.findall(r"^ {4}.*$|`[^`\n]+`", PAGE, re.MULTILINE))
 WORDS = set(re.findall(r"\w+", SHOWN))
-STRUCTS: list[type[msgspec.Struct]] = [*get_args(AgentMessage), *get_args(ServerMessage), Offer, Held, Resume]
+PARTS: list[type[msgspec.Struct]] = [Offer, Held, Resume, Gpu, Machine]
+STRUCTS: list[type[msgspec.Struct]] = [*get_args(AgentMessage), *get_args(ServerMessage), *PARTS]
 
 
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)

@@ -5,6 +5,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,3 +93,31 @@ async def test_keys_compare_by_bytes_in_every_locale(rows: Rows) -> None:
         " WHERE c.collname <> 'C' AND r.relnamespace = 'public'::regnamespace"
     )
     assert found == []
+
+
+async def test_messages_outlive_the_table_that_is_made_anew(url: str, quick_url: str, tmp_path: Path) -> None:
+    """The one that knows of creations; what ends a prediction writes to it as before."""
+    older = tmp_path / "sql"
+    shutil.copytree(str(package_folder()), older)
+    for path in sorted(older.glob("*/migrations/*.sql")):
+        if path.name > "0005":
+            path.unlink()
+    database = open_database(quick_url, sql=older)
+    await database.migrate()
+    await database.aclose()
+    rows = await Rows.open(url)
+    await rows.run(
+        "INSERT INTO deliveries (id, account, prediction, event, url, host, state, tries, created_at)"
+        " VALUES ('msg_p', 'a', 'p', 'completed', 'http://x', 'a x:80', 'delivered', 3, 7)"
+    )
+    database = open_database(quick_url)
+    await database.migrate()
+    found = await rows.fetch("SELECT id, event, host, state, tries, created_at FROM deliveries")
+    assert found == [("msg_p", "completed", "a x:80", "delivered", 3, 7)]
+    scene = Scene(database, rows)
+    id = await scene.create()
+    await rows.run(f"UPDATE predictions SET webhook = 'http://x' WHERE id = '{id}'")
+    await rows.run(f"UPDATE predictions SET phase = 'ended', completed_at = 9 WHERE id = '{id}'")
+    assert await rows.fetch("SELECT event, state FROM deliveries WHERE created_at = 9") == [("completed", "pending")]
+    await rows.aclose()
+    await database.aclose()

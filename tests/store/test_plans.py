@@ -28,6 +28,8 @@ WHOLE = {
     "ready_queues": "flows_waiting",
     "running_attempts": "attempts_open",
     "open_errands": "errands_open",
+    "insert_unnamed_file": "attempts_open",
+    "files_of_2022": "attempts_open",
     # The first of all.
     "waiting_routes": "predictions_routed",
     "has_providers": "predictions_routed",
@@ -112,7 +114,8 @@ async def fill_the_rest(scene: Scene, count: int) -> None:
     large = "x" * 500
     for insert in (
         "INSERT INTO accounts SELECT 'a' || n, 'user' || n, 'x', 'user', n FROM s",
-        "INSERT INTO tokens SELECT 't' || n, 'a' || n, 'api', 'x', 'hash' || n, 'cft', n, NULL, NULL FROM s",
+        "INSERT INTO tokens (id, account, kind, name, hash, hint, created_at, max_connections)"
+        " SELECT 't' || n, 'a' || n, 'worker', 'x', 'hash' || n, 'cfw', n, 5 FROM s",
         "INSERT INTO models (account, owner, name, created_at) SELECT 'a' || n, 'o', 'm', n FROM s",
         "INSERT INTO versions SELECT 'a' || n, 'v', 'o', 'm', 'c', NULL, 'single', n FROM s",
         "INSERT INTO workers (id, account, token, name, instance, node, link_epoch, state, offers, agent, connected_at,"
@@ -201,6 +204,9 @@ async def test_statements_use_the_index_made_for_them(plans: dict[str, str]) -> 
         "live_attempts": ("attempts_open",),
         "live_of": ("attempts_open",),
         "occupied_slots": ("attempts_open",),
+        "token_has_room": ("workers_by_token",),
+        "get_token": ("workers_by_token",),
+        "insert_output_file": ("files_by_attempt",),
         "list_predictions": ("predictions_by_account",),
         "list_predictions_upwards": ("predictions_by_account",),
         "list_predictions_by_status": ("predictions_by_status",),
@@ -239,6 +245,8 @@ async def test_statements_use_the_index_made_for_them(plans: dict[str, str]) -> 
         "mark_routed": ("predictions_by_status",),
         "running_attempts": ("attempts_open",),
         "fleet_of": ("workers_by_account", "attempts_open"),
+        "model_requirements": ("models_with_requirements",),
+        "workers_with_model": ("workers_by_account",),
         "waiting_flows": ("flows_waiting",),
         "entries_ahead": ("queue_entries_ready",),
         "open_errands": ("errands_open",),
@@ -269,7 +277,8 @@ async def cost_of_a_claim(scene: Scene) -> int:
     step = LIBRARIES[scene.rows.dialect].step(wish)
     if scene.rows.dialect == "sqlite":
         return _sqlite_steps(scene.rows, step.sql, step.values)
-    literals = ", ".join(f"'{value}'" if isinstance(value, str) else str(value) for value in step.values)
+    shown = (f"'{value}'" if isinstance(value, str) else str(value) for value in step.values)
+    literals = ", ".join("NULL" if value == "None" else value for value in shown)
     await scene.rows.run(f"BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; PREPARE claim AS {step.sql}")
     ((report,),) = await scene.rows.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE claim ({literals})")
     await scene.rows.run("ROLLBACK; DEALLOCATE claim")

@@ -160,7 +160,7 @@ async def test_a_worker_is_found_by_its_account(scene: Scene) -> None:
     await scene.create()
     key = await scene.claim_key()
     fields: dict[str, Value] = {"prediction": key[0], "attempt": 1, "worker": "w1", "account": "shared"}
-    assert await scene.db.read("held_attempt", **fields) == [(None, 1)]
+    assert await scene.db.read("held_attempt", **fields) == [(None, 1, "o/m")]
     assert await scene.db.read("held_attempt", **{**fields, "account": "other"}) == []
     assert await scene.db.read("held_attempt", **{**fields, "worker": "w2"}) == []
     assert await fleet.get_attempt(scene.db, key[0], 2) is None
@@ -278,7 +278,7 @@ async def test_an_output_file_is_bound_by_the_finish_that_names_it(scene: Scene)
     await scene.create()
     key = await scene.claim_key()
 
-    async def add(id: str, worker: str = "w1", attempt: int = 1) -> bool:
+    async def add(id: str, worker: str = "w1", attempt: int = 1) -> bool | None:
         return await files.add_output(
             scene.db,
             id=id,

@@ -42,7 +42,7 @@ def _sections(command: click.Command, path: str, mark: str) -> Iterator[str]:
         parameter for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden
     ]
     # Those of the client are in the introduction, not in every table.
-    shown = [option for option in options if option.name not in ("server", "token") or "worker" in path.split()[-1:]]
+    shown = [option for option in options if option.name not in ("server", "token") or "worker" in path.split()]
     rows = [f"| {_names(option)} | {_describe(option)} |" for option in shown]
     table = "\n".join(["", "| Option | |", "|---|---|", *rows, ""]) if rows else ""
     yield f"{mark} {path}\n\n    {usage}\n\n{_plain(command.help)}\n{table}"

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _TESTS = Path(__file__).parents[1]
 _PAUSE_S = 0.02
+PROGRAM = ("-m", "cogflare.cli")
 
 
 def until(look: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
@@ -57,6 +58,7 @@ class Process:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         pass_fds: Sequence[int] = (),
+        cwd: Path | None = None,
     ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
@@ -72,6 +74,7 @@ class Process:
                 env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment},
                 preexec_fn=die_with_parent if sys.platform == "linux" else None,
                 pass_fds=pass_fds,
+                cwd=cwd,
             )
 
     @property
@@ -106,12 +109,18 @@ class Worker(Process):
     """A worker of a server; its name is how operators see it."""
 
     def __init__(
-        self, server: "Server", name: str, folder: Path, arguments: Sequence[str], environment: Mapping[str, str]
+        self,
+        server: "Server",
+        name: str,
+        folder: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
     ) -> None:
         self.name = name
         self._server = server
         self._known = self._connected_at()
-        super().__init__(name, folder, arguments, environment)
+        super().__init__(name, folder, arguments, environment, cwd=cwd)
 
     def connected(self) -> Self:
         """Wait until this process has connected to its server."""
@@ -155,9 +164,11 @@ class Server:
         settings: Mapping[str, str],
         scheme: str,
         listener: socket.socket | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         self._stage = stage
         self._listener = listener
+        self._program = program
         self._folder = folder
         self._numbers = itertools.count(1)
         self.admin_token = f"cfa_{os.urandom(20).hex()}"
@@ -183,7 +194,7 @@ class Server:
         ready = self._folder / f"ready-{next(self._numbers)}.json"
         fds = [] if self._listener is None else [self._listener.fileno()]
         where = ["--fd", str(fds[0])] if fds else ["--port", str(self._port)]
-        arguments = ["-m", "cogflare.cli", "serve", *where, "--ready-file", str(ready)]
+        arguments = [*self._program, "serve", *where, "--ready-file", str(ready)]
         process = self.process = self._stage.spawn("server", arguments, self._settings, fds)
 
         def is_up() -> bool:
@@ -325,13 +336,23 @@ class Stage:
         self._processes.append(process)
         return process
 
-    def server(self, *, scheme: str = "http", listener: socket.socket | None = None, **settings: str) -> Server:
-        """Start a server with these settings, maybe on an open socket; times of the link are short unless set."""
+    def server(
+        self,
+        *,
+        scheme: str = "http",
+        listener: socket.socket | None = None,
+        program: Sequence[str] = PROGRAM,
+        **settings: str,
+    ) -> Server:
+        """Start a server with these settings, maybe on an open socket; times of the link are short unless set.
+
+        `program` are the arguments of Python that are `cogflare`.
+        """
         folder = self.folder / f"node-{next(self._numbers)}"
         folder.mkdir()
         times = {"heartbeat_s": "0.3", "silence_s": "1", "close_grace_s": "10", "lease_s": "20", "stop_s": "3"}
         times["retry_first_s"] = "0.05"
-        server = Server(self, folder, {**times, **settings}, scheme, listener)
+        server = Server(self, folder, {**times, **settings}, scheme, listener, program)
         self._servers.append(server)
         return server.start()
 
@@ -345,8 +366,12 @@ class Stage:
         account: str = "me",
         url: str = "",
         environment: Mapping[str, str] | None = None,
+        site: Mapping[str, Any] | None = None,
     ) -> Worker:
-        """Start a worker whose model, `account/kind`, does what its input says; it dials `url` if that is another."""
+        """Start a worker whose model, `account/kind`, does what its input says; it dials `url` if that is another.
+
+        With a `site` (`region`, `tags`) it tells what its machine has.
+        """
         name = name or f"worker-{next(self._numbers)}"
         settings = {
             "server": url or server.url,
@@ -357,6 +382,7 @@ class Stage:
             "diary": str(self.diary),
             "kind": kind,
             "name": name,
+            "site": site,
         }
         return self._worker(server, name, ["-m", "support.scripted_worker", json.dumps(settings)], environment or {})
 
@@ -372,15 +398,36 @@ class Stage:
         environment: Mapping[str, str] | None = None,
     ) -> Worker:
         """Start `cogflare worker` on a folder; `cache` is where it keeps the environments of models."""
-        name = name or f"worker-{next(self._numbers)}"
-        arguments = ["-m", "cogflare.cli", "worker", str(folder), "--server", url or server.url, "--model", model]
-        arguments += ["--name", name, "--state", str(self.folder / "state" / name), "--cache", str(cache)]
-        return self._worker(
-            server, name, arguments, {"COGFLARE_WORKER_TOKEN": server.token("worker"), **(environment or {})}
-        )
+        words = [str(folder), "--cache", str(cache)]
+        return self.worker(server, model, words, name=name, url=url, environment=environment)
 
-    def _worker(self, server: Server, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Worker:
-        worker = Worker(server, name, self.folder, arguments, environment)
+    def worker(
+        self,
+        server: Server,
+        model: str,
+        words: Sequence[str],
+        *,
+        name: str = "",
+        url: str = "",
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Worker:
+        """Start `cogflare worker` in the folder `cwd`; `words` say what it is to run."""
+        name = name or f"worker-{next(self._numbers)}"
+        arguments = ["-m", "cogflare.cli", "worker", *words, "--server", url or server.url, "--model", model]
+        arguments += ["--name", name, "--state", str(self.folder / "state" / name)]
+        settings = {"COGFLARE_WORKER_TOKEN": server.token("worker"), **(environment or {})}
+        return self._worker(server, name, arguments, settings, cwd)
+
+    def _worker(
+        self,
+        server: Server,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+    ) -> Worker:
+        worker = Worker(server, name, self.folder, arguments, environment, cwd)
         self._processes.append(worker)
         return worker
 

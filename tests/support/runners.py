@@ -5,9 +5,33 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from cogflare.agent.runners.base import Event, Finished, Job, Offer, Runner
+import pytest
+
+from cogflare.agent.depot import Depot
+from cogflare.agent.runners.base import Event, Finished, Job, Offer, Runner, UploadSink
+from cogflare.agent.runners.handover import Takeover
+from cogflare.agent.runners.open import Bench, open_runner
+from cogflare.agent.shelf import Shelf
+from cogflare.agent.sources import FunctionSource, HandlerSource, Source
 
 MODELS = Path(__file__).parents[1] / "models"
+KINDS = ("folder", "http", "function", "handler", "image")
+
+
+def all_but(**reasons: str) -> pytest.MarkDecorator:
+    """Run a test over the kinds of runners without these, each of which cannot have what it is about: say why."""
+    assert set(reasons) <= set(KINDS)
+    return pytest.mark.parametrize("rig", [kind for kind in KINDS if kind not in reasons], indirect=True)
+
+
+def function(model: str) -> FunctionSource:
+    """The function that does as that test model does."""
+    return FunctionSource(f"{model}:run", MODELS / "functions")
+
+
+def handler(model: str) -> HandlerSource:
+    """The RunPod handler that does as that test model does."""
+    return HandlerSource(MODELS / "handlers" / f"{model}.py")
 
 
 def family(pid: int) -> list[int]:
@@ -45,6 +69,11 @@ class MemorySink:
         reference = f"stored:{len(self.puts)}:{filename}"
         self.files[reference] = content
         return reference
+
+
+def runner_of(source: Source, cache: Path, sink: UploadSink, takeover: Takeover, depot: Path) -> Runner:
+    """The runner that a worker would have for that source."""
+    return open_runner(source, Bench("acme", "model", "w" * 26, None, cache, sink, takeover, Depot(depot), Shelf()))
 
 
 class Rig:

@@ -8,6 +8,8 @@ The input may have `seconds` (how long it takes), `items` (how many it yields), 
 attempts lose their model), `hang` (how many attempts go on until they are stopped) and `stubborn` (how many seconds it
 goes on after a cancel). `log_bytes` and `output_bytes` are floods; with `objects` the items of the output are objects.
 
+With `site` (`region`, `tags`) it tells what its machine has; without, nothing.
+
 Every model run appends a line to the diary when it begins, and one when it ends, so that a test can count the runs.
 """
 
@@ -32,6 +34,7 @@ from cogflare.agent.identity import claim_state
 from cogflare.agent.inputs import InputFiles
 from cogflare.agent.journal import Journal
 from cogflare.agent.link import Link
+from cogflare.agent.machine import Site, inventoried
 from cogflare.agent.main import agent_end
 from cogflare.agent.runners.base import Event, Finished, Job, Log, LogSink, Offer, Output, RunLost, Started
 from cogflare.agent.shelf import Shelf
@@ -217,8 +220,12 @@ async def run(settings: dict[str, Any]) -> int:
         agent = Agent(runner, end, link, journal, transfer, inputs, console=console, clock=clock)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, agent.interrupt)
+        site = settings.get("site")
         try:
-            return await agent.run()
+            if site is None:
+                return await agent.run()
+            async with inventoried(end, link.wake, Site(claimed.path, site["region"], tuple(site["tags"]))):
+                return await agent.run()
         finally:
             await inputs.aclose()
             await transfer.aclose()

@@ -53,6 +53,7 @@ class FakeServer:
         self.heartbeat_s, self.silence_s = 5.0, 15.0
         self.token = TOKEN
         self.status: int | None = None
+        self.body = "no\n"
         self.greeting: Callable[[messages.Hello], list[Message]] | None = None
         self.answers, self.is_mute = True, False
         self.end = ServerEnd()
@@ -133,7 +134,7 @@ class FakeServer:
             return None
         self.refused += 1
         self._changed.set()
-        return connection.respond(http.HTTPStatus(status or 404), "no\n")
+        return connection.respond(http.HTTPStatus(status or 404), self.body)
 
     async def _link(self, socket: ServerConnection) -> None:
         self.end, self._socket = ServerEnd(), socket

@@ -1,13 +1,17 @@
-"""The name of this machine's GPU, as NVIDIA's tool tells it; run times are learned by it."""
+"""The name of this machine's GPU, as NVIDIA's tool tells it; run times are learned by it.
+
+What asks the driver is a process of its own that nobody waits for longer than a few seconds, whatever becomes of it.
+"""
 
 import asyncio
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 _TIMEOUT_S: Final = 5.0
 _KILL_S: Final = 1.0
-_MOST: Final = 4_000  # bytes of an answer that are read: more than any machine has GPUs for
+_MOST: Final = 32_000  # bytes of an answer that are read: more than any machine has GPUs for
 _QUERY: Final = ("--query-gpu=name", "--format=csv,noheader")
 
 
@@ -16,21 +20,26 @@ async def gpu_name() -> str | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    asking = asyncio.create_task(_ask(tool))
+    return _shown(await answer_of(tool, *_QUERY))
+
+
+async def answer_of(*command: str) -> bytes:
+    """Return what a program writes; nothing of one that fails, hangs, or is not there."""
+    asking = asyncio.create_task(_ask(command))
     try:
         # No tool that hangs may hold the worker up, not even with its end.
         done, _ = await asyncio.wait({asking}, timeout=_TIMEOUT_S)
-        return _shown(asking.result()) if done else None
+        return asking.result() if done else b""
     except OSError:
-        return None
+        return b""
     finally:
         asking.cancel()
         await asyncio.wait({asking}, timeout=_KILL_S)
 
 
-async def _ask(tool: str) -> bytes:
+async def _ask(command: Sequence[str]) -> bytes:
     pipe, silent = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(tool, *_QUERY, stdin=silent, stdout=pipe, stderr=silent)
+    process = await asyncio.create_subprocess_exec(*command, stdin=silent, stdout=pipe, stderr=silent)
     assert process.stdout is not None
     try:
         said = b""

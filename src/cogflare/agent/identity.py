@@ -72,6 +72,18 @@ def claim_state(root: Path, server: str, model: str, wall: Callable[[], int]) ->
     raise OSError(f"{_FOLDERS} workers already hold the state folders {root / label}")
 
 
+def is_claimed(path: Path) -> bool:
+    """Say whether an agent holds this state folder now."""
+    try:
+        with (path / "lock").open("r+b") as lock:
+            _lock(lock)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _worker_id(file: Path, wall: Callable[[], int]) -> str:
     with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
         if is_id(known := file.read_text().strip()):

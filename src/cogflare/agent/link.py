@@ -7,7 +7,8 @@ When to give up: a server that refuses the very first handshake (401, 403) means
 is there to read it: `Refused`. Once a link was open the same answer is more likely a server whose tokens are being
 restored or rotated, while this worker may hold runs and finishes that nobody else has: it goes on trying, slowly, and
 reads the token anew each time. A `reject` without retry is the server's own considered word about this worker, not an
-accident on the way, and is final at any time.
+accident on the way, and is final at any time. So is that the two do not understand each other: a person has to replace
+one of them. What answers and is no Cogflare server is tried again all the same, for so do proxies whose server starts.
 """
 
 import asyncio
@@ -18,20 +19,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from cogflare.agent.address import ServerAddress, tls_advice
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
 from cogflare.domain.clock import Clock
+from cogflare.protocol import versions
 from cogflare.protocol.agent_end import AgentEnd
 from cogflare.protocol.codec import ProtocolError
 from cogflare.protocol.messages import PING, SUBPROTOCOL, Reject, Restarting, ServerMessage, Welcome
 
 _TURN = 256_000  # bytes of live data between two looks for a heartbeat that is due
 _HELD_BACK = 128_000  # bytes that the kernel may hold without having sent them
+_LATEST_S = 3600.0  # that a server may have a worker wait
 _MAX_SIZE = 4_000_000  # bytes of one frame; far above what the protocol allows, far below what would hurt
 Handle = Callable[[ServerMessage], None]
 
@@ -50,12 +55,19 @@ class Timing:
 
 
 _DENIALS = {401: "does not know this worker token", 403: "does not let this token run workers"}
+_STRANGER = "; is this the address of a Cogflare server?"
 
 
 def refusal_text(server: ServerAddress, status: int) -> str:
     """Say what a 401 or 403 means and what to do about it."""
     advice = "make one with `cogflare tokens create --kind worker --name my-gpu`, pass it as COGFLARE_WORKER_TOKEN"
+    if status == 401:
+        advice = f"ask whoever gave it to you for a new one, or {advice}"
     return f"{server.base} {_DENIALS[status]} (HTTP {status}): {advice}"
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    detail: str
 
 
 class Refused(Exception):
@@ -63,11 +75,12 @@ class Refused(Exception):
 
 
 class _LinkEnded(Exception):
-    """This link is over; a new one may follow."""
+    """This link is over; a new one may follow, in `after_s` seconds where the server says so."""
 
-    def __init__(self, reason: str, denied: bool = False) -> None:
+    def __init__(self, reason: str, denied: bool = False, after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.denied = denied
+        self.after_s = after_s
 
 
 class Link:
@@ -109,14 +122,14 @@ class Link:
             self._restarting = False
             try:
                 await self._one_link(handle)
-                reason, denied = "the server closed the link", False
+                ended = _LinkEnded("the server closed the link")
             except _LinkEnded as error:
-                reason, denied = str(error), error.denied
+                ended = error
             if self._closing.is_set():
                 return
             if self._clock.monotonic() - began > self._timing.steady_s:
                 failures = 0
-            pause_s = self._pause(failures, denied)
+            pause_s, reason = self._pause(failures, ended), str(ended)
             failures += 1
             self._console.say("link_lost", f"not connected: {reason}; next try in {pause_s:.1f} s", reason=reason)
             with contextlib.suppress(TimeoutError):
@@ -143,8 +156,10 @@ class Link:
                     await self._socket.send(frame)
                 await self._socket.close()
 
-    def _pause(self, failures: int, denied: bool) -> float:
-        if denied:
+    def _pause(self, failures: int, ended: _LinkEnded) -> float:
+        if ended.after_s > 0:
+            return random.uniform(ended.after_s / 2, ended.after_s)  # noqa: S311  # not a secret
+        if ended.denied:
             bound = self._timing.refused_cap_s
         elif self._restarting:
             bound = self._timing.restarting_s
@@ -170,7 +185,8 @@ class Link:
             raise _LinkEnded(self._why_closed(error)) from error
         except ProtocolError as error:
             await socket.close(error.code, "protocol error")
-            raise _LinkEnded(f"the server broke the protocol: {error.reason}") from error
+            hint = "" if self._was_open else _STRANGER
+            raise _LinkEnded(f"the server broke the protocol: {error.reason}{hint}") from error
         finally:
             self._end.disconnected()
             self._flows.set()
@@ -198,16 +214,19 @@ class Link:
             _hold_little(connection)
             return connection
         except InvalidStatus as error:
-            raise self._refusal(error.response.status_code) from error
+            raise self._refusal(error.response) from error
         except InvalidMessage as error:
             raise _LinkEnded(f"{self._server.base} does not answer like a Cogflare server") from error
         except (OSError, InvalidHandshake) as error:  # a timeout is an OSError
             reason = tls_advice(str(error)) or error or type(error).__name__
             raise _LinkEnded(f"cannot reach {self._server.base}: {reason}") from error
 
-    def _refusal(self, status: int) -> Exception:
+    def _refusal(self, response: Response) -> Exception:
+        status = response.status_code
+        if status == 426 and (detail := _detail(response.body)) and not self._was_open:
+            return Refused(f"{self._server.base} does not understand this worker: {detail}")
         if status not in (401, 403):
-            hint = "; is this the address of a Cogflare server?" if status in (200, 404, 405) else ""
+            hint = _STRANGER if status in (200, 404, 405, 426) else ""
             return _LinkEnded(f"{self._server.base} answered {status}{hint}")
         if self._was_open:
             return _LinkEnded(f"{self._server.base} {_DENIALS[status]} any more", denied=True)
@@ -221,6 +240,7 @@ class Link:
 
         def note(message: ServerMessage) -> None:
             if isinstance(message, Welcome):
+                self._require_understood(message)
                 welcomes.append(message)
             handle(message)
 
@@ -229,15 +249,22 @@ class Link:
                 while not welcomes:
                     self._take(await socket.recv(), note)
         except TimeoutError as error:
-            raise _LinkEnded("the server did not answer the hello") from error
+            hint = "" if self._was_open else _STRANGER
+            raise _LinkEnded(f"the server did not answer the hello{hint}") from error
         return welcomes[0]
+
+    def _require_understood(self, welcome: Welcome) -> None:
+        worker = versions.here(self._end.agent.get("version", ""))
+        server = versions.Speaks(welcome.protocol, welcome.protocol, welcome.server)
+        if versions.agreed(worker, server) is None:
+            raise Refused(versions.advice(worker, server))
 
     def _take(self, frame: str | bytes, handle: Handle) -> None:
         self._quiet_s = 0.0
         for message in self._end.receive(frame, self._clock.monotonic()):
             if isinstance(message, Reject):
                 if message.retry:
-                    raise _LinkEnded(f"the server said: {message.reason}")
+                    raise _LinkEnded(f"the server said: {message.reason}", after_s=min(message.after_s, _LATEST_S))
                 raise Refused(f"the server refused this worker: {message.reason}")
             if isinstance(message, Restarting):
                 self._restarting = True
@@ -294,6 +321,14 @@ class Link:
             async with asyncio.timeout(self._timing.close_s):
                 await socket.close()
         socket.transport.abort()
+
+
+def _detail(body: bytes | bytearray) -> str:
+    """Return what a problem document of a Cogflare server says; empty for another body."""
+    try:
+        return msgspec.json.decode(body, type=_Problem).detail
+    except msgspec.DecodeError:
+        return ""
 
 
 def _hold_little(connection: ClientConnection) -> None:

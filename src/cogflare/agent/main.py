@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.agent.address import ServerAddress
+from cogflare.agent.admission import reading
 from cogflare.agent.agent import REFUSED, STOPPED, Agent
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
@@ -23,7 +24,8 @@ from cogflare.agent.identity import claim_state, default_state
 from cogflare.agent.inputs import InputFiles
 from cogflare.agent.journal import Journal
 from cogflare.agent.ledger import HeldRun, Ledger
-from cogflare.agent.link import Link, refusal_text
+from cogflare.agent.link import Link
+from cogflare.agent.machine import Site, devices_of, inventoried
 from cogflare.agent.runners import base
 from cogflare.agent.runners.handover import KEEP_S, Takeover
 from cogflare.agent.runners.open import Bench, open_runner
@@ -85,9 +87,7 @@ async def run_worker(options: WorkerOptions) -> int:
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
         # Better now than after the minutes that some models take to load.
-        status = await transfer.token_status()
-        if status in (401, 403):
-            console.say("refused", refusal_text(options.server, status))
+        if await _is_refused(options.server, transfer, model, console):
             return REFUSED
         console.say("setup", f"setting up {model}" + waiting_for(options.source))
         prepared = await _prepare(runner, _shown(options.name), model, transfer, console, signals)
@@ -103,7 +103,17 @@ async def run_worker(options: WorkerOptions) -> int:
             runner, end, link, journal, transfer, inputs, console=console, clock=clock, ledger=ledger, left=resumed
         )
         signals.handle(agent.interrupt)
+        site = Site(state.path, options.region, options.tags, devices_of(options.source))
+        await stack.enter_async_context(inventoried(end, link.wake, site))
         return await agent.run()
+
+
+async def _is_refused(server: ServerAddress, transfer: Transfer, model: str, console: Console) -> bool:
+    """Ask whether the server would have this worker at all, and say what it has to say about that."""
+    word = reading(server, await transfer.inquire(model))
+    if word.text:
+        console.say("refused" if word.is_final else "doubt", word.text)
+    return word.is_final
 
 
 def _names(runs: Sequence[HeldRun]) -> frozenset[str]:

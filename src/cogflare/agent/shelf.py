@@ -32,6 +32,10 @@ class Shelf:
         self._starting = asyncio.Lock()
         self._port = 0
 
+    def reach(self, host: str, advertised: str) -> None:
+        """Listen there from the first file on, for a model that does not share this machine's loopback."""
+        self._host, self._advertised = host, advertised
+
     async def put_up(self, file: Path, filename: str) -> str:
         """Serve the file and return its URL, which ends in `filename`."""
         async with self._starting:

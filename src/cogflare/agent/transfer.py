@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -64,13 +65,13 @@ class Transfer:
         """Close the connections."""
         await self._courier.aclose()
 
-    async def token_status(self) -> int | None:
-        """Ask the server what it thinks of the token: 401, 403, or anything else; None where it does not answer now."""
+    async def inquire(self, model: str) -> httpx2.Response | None:
+        """Ask the server whether it would have a worker with this model; None where it does not answer now."""
+        url = f"{self._server.link.replace('ws', 'http', 1)}?model={quote(model)}"
         try:
-            answer = await self._courier.request("GET", self._server.link.replace("ws", "http", 1), None, {})
+            return await self._courier.request("GET", url, None, {})
         except httpx2.HTTPError:
             return None
-        return answer.status_code
 
     async def setup_failed(self, name: str, model: str, reason: str) -> None:
         """Tell the server, if it listens, why this worker does not come: the model was not set up."""

@@ -1,7 +1,7 @@
 """What Replicate's API has no word for: tokens, workers, the attempts of a prediction, health."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -10,19 +10,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cogflare import __version__
-from cogflare.api import wire
+from cogflare.api import wire, workers
 from cogflare.api.context import Api, caller_of, json_response, links_of, read_json
-from cogflare.api.predictions import render
-from cogflare.api.problems import conflict, forbidden, not_found
+from cogflare.api.predictions import show
+from cogflare.api.problems import conflict, forbidden, invalid_input, not_found
 from cogflare.api.wire import Cursor, format_time
 from cogflare.domain.ids import is_id
+from cogflare.domain.inputs import FieldProblem
+from cogflare.domain.scopes import Models
 from cogflare.engine import requeues
+from cogflare.engine.accounts import NO_LIMITS, Limits
 from cogflare.engine.receipts import PROVIDER
 from cogflare.engine.requeues import NotRequeued
 from cogflare.protocol.messages import Id
 from cogflare.store import errands, fleet
 from cogflare.store.base import Database
-from cogflare.store.catalog import Caller, TokenRow
+from cogflare.store.catalog import Caller, TokenRow, get_token
 from cogflare.store.fleet import AttemptRow, WorkerRow
 
 PAGE: Final = 100
@@ -33,12 +36,17 @@ _encode: Final = msgspec.json.encode
 
 
 class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A token to make; without `account` it is for the caller's own."""
+    """A token to make; without `account` it is for the caller's own.
+
+    That of a worker may be limited to models (`owner/name`, `owner/*`) and to so many connected workers.
+    """
 
     kind: Literal["admin", "api", "worker"]
     name: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\0]*\Z")]
     account: Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}\Z")] | None = None
     expires_in_s: Annotated[int, Meta(ge=1, le=100 * 366 * 86_400)] | None = None
+    models: Models | None = None
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class Handlers:
@@ -63,18 +71,28 @@ class Handlers:
         """POST /tokens: the answer is the only place where the secret is ever shown."""
         caller = _admin(request)
         order = await read_json(request, TokenOrder, _MAX_TOKEN_BYTES)
+        limits = _limits(order)
         expires_at = None if order.expires_in_s is None else self._api.clock.wall() + order.expires_in_s * 1_000_000
         username = order.account or caller.username
-        created = await self._api.accounts.create(username, order.kind, order.name, expires_at)
+        created = await self._api.accounts.create(username, order.kind, order.name, expires_at, limits=limits)
         assert created is not None, "a new secret is new"
-        document = {
+        document: dict[str, object] = {
             "id": created.id,
             "kind": created.kind,
             "account": created.account,
             "name": created.name,
             "token": created.secret,
         }
+        if created.kind == "worker":
+            document |= msgspec.structs.asdict(limits) | {"join": f"{links_of(request, self._api).base_url}/join"}
         return json_response(_encode(document), 201, {"cache-control": "no-store"})
+
+    async def token(self, request: Request) -> Response:
+        """GET /tokens/{id}: one of them, and how many workers are connected with it."""
+        _admin(request)
+        if not is_id(request.path_params["id"]):
+            raise not_found()
+        return json_response(_render_token(await self._api.accounts.get(request.path_params["id"])))
 
     async def revoke_token(self, request: Request) -> Response:
         """DELETE /tokens/{id}: from now on it opens nothing, and its links end."""
@@ -95,11 +113,23 @@ class Handlers:
         names |= await _usernames(self._api.db, {row.account for row in found} - names.keys())
         return self._page(request, "/v1/workers", [(row.id, self._worker(row, names)) for row in found])
 
+    async def worker(self, request: Request) -> Response:
+        """GET /workers/{id}: one of them, and what its token allows."""
+        caller, id = caller_of(request), request.path_params["id"]
+        row = await fleet.get_worker(self._api.db, id) if _is_worker_id(id) else None
+        if row is None or (caller.kind != "admin" and row.account != caller.account):
+            raise not_found()
+        names = await _usernames(self._api.db, [row.account])
+        token = await get_token(self._api.db, row.token)
+        return json_response(workers.render_all(row, names[row.account], self._state(row), token))
+
     def _worker(self, row: WorkerRow, names: Mapping[str, str]) -> bytes:
-        """Render a worker; one that this node has not heard of for a while is shown as away."""
+        return workers.render(row, names[row.account], self._state(row))
+
+    def _state(self, row: WorkerRow) -> str:
+        """Return the state of a worker; one that this node has not heard of for a while is away."""
         link = self._api.fleet.links.get(row.id)
-        state = "away" if link is not None and link.is_away else row.state
-        return _render_worker(row, names[row.account], state)
+        return "away" if link is not None and link.is_away else row.state
 
     async def drain_worker(self, request: Request) -> Response:
         """POST /workers/{id}/drain: the agent is asked to finish what it holds and to leave."""
@@ -125,7 +155,8 @@ class Handlers:
             view, is_new = await requeues.requeue(self._api.predictions, caller, request.path_params["id"])
         except NotRequeued as error:
             raise conflict(str(error)) from None
-        return json_response(render(view, links), 201 if is_new else 200, {"location": links.get(view.public_id)})
+        shown = await show(self._api.db, view, links)
+        return json_response(shown, 201 if is_new else 200, {"location": links.get(view.public_id)})
 
     async def attempts(self, request: Request) -> Response:
         """GET /predictions/{id}/attempts: the tries of a prediction, first to last."""
@@ -151,6 +182,15 @@ def _admin(request: Request) -> Caller:
     if caller.kind != "admin":
         raise forbidden("This takes an admin token.")
     return caller
+
+
+def _limits(order: TokenOrder) -> Limits:
+    """Return what the token is limited to; raises a 422 `Problem` where it is not a worker's."""
+    limits = Limits(order.models, order.max_connections)
+    if order.kind != "worker" and limits != NO_LIMITS:
+        field = "models" if order.models is not None else "max_connections"
+        raise invalid_input([FieldProblem("not_allowed", field, "only worker tokens are limited so")])
+    return limits
 
 
 def _after(request: Request) -> str:
@@ -186,39 +226,11 @@ def _render_token(row: TokenRow) -> bytes:
             "created_at": format_time(row.created_at),
             "expires_at": _time(row.expires_at),
             "revoked_at": _time(row.revoked_at),
+            "models": row.models,
+            "max_connections": row.max_connections,
         }
+        | ({} if row.connections is None else {"connections": row.connections})
     )
-
-
-def _render_worker(row: WorkerRow, account: str, state: str) -> bytes:
-    offers: list[dict[str, Any]] = msgspec.json.decode(row.offers)
-    models = [
-        {"model": f"{offer['owner']}/{offer['name']}", "version": offer["version"], "slots": offer["slots"]}
-        for offer in offers
-    ]
-    return _encode(
-        {
-            "id": row.id,
-            "name": row.name,
-            "account": account,
-            "state": state,
-            "node": row.node,
-            "models": models,
-            "slots": sum(offer["slots"] for offer in offers),
-            "busy": row.busy,
-            "health": "ok" if row.quarantine is None else "quarantined",
-            "quarantine": _render_quarantine(row),
-            "agent": msgspec.Raw(row.agent.encode()),
-            "connected_at": format_time(row.connected_at) if row.link_epoch else None,
-            "changed_at": format_time(row.changed_at),
-        }
-    )
-
-
-def _render_quarantine(row: WorkerRow) -> dict[str, object] | None:
-    if row.quarantine is None:
-        return None
-    return {"reason": row.quarantine, "since": _time(row.quarantined_at)}
 
 
 def _render_attempt(row: AttemptRow, providers: Mapping[int, str]) -> dict[str, object]:
@@ -246,8 +258,10 @@ def routes(api: Api) -> list[Route]:
         Route("/health", handlers.health),
         Route("/tokens", handlers.tokens),
         Route("/tokens", handlers.create_token, methods=["POST"]),
+        Route("/tokens/{id}", handlers.token),
         Route("/tokens/{id}", handlers.revoke_token, methods=["DELETE"]),
         Route("/workers", handlers.workers),
+        Route("/workers/{id}", handlers.worker),
         Route("/workers/{id}/drain", handlers.drain_worker, methods=["POST"]),
         Route("/predictions/{id}/attempts", handlers.attempts),
         Route("/predictions/{id}/requeue", handlers.requeue, methods=["POST"]),

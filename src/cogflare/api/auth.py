@@ -1,7 +1,8 @@
-"""Who is calling: a token in `Authorization`, as Bearer or Token, checked before any routing."""
+"""Who is calling: a token in `Authorization` (Bearer or Token) or the header of 2022, checked before any routing."""
 
 from starlette.datastructures import Headers
 
+from cogflare.api.dialect import HEADER
 from cogflare.api.problems import Problem, forbidden, unauthenticated
 from cogflare.engine.accounts import Accounts
 from cogflare.store.catalog import Caller
@@ -14,7 +15,7 @@ def secret_of(headers: Headers) -> str | None:
     """Return the token of a request; None where it passes none."""
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() not in ("bearer", "token"):
-        return None
+        secret = headers.get(HEADER, "")
     return secret.strip()[:_MAX_SECRET] or None
 
 

@@ -1,7 +1,7 @@
 """The caller's account, models and versions over HTTP, as Replicate shows them."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -16,6 +16,8 @@ from cogflare.api.wire import Cursor, Links, WireAccount, WireLimits, WireModel,
 from cogflare.domain.errors import Forbidden
 from cogflare.domain.ids import SHARED, is_version
 from cogflare.domain.inputs import FieldProblem
+from cogflare.domain.requirements import Requirements
+from cogflare.store.base import Value
 from cogflare.store.catalog import Model, Version
 
 PAGE: Final = 25
@@ -40,6 +42,7 @@ class _Changes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_limit_s: _Limit | UnsetType | None = UNSET
     max_queued: Annotated[int, Meta(ge=1, le=1_000_000_000)] | UnsetType | None = UNSET
     rerun: bool | UnsetType = UNSET
+    requirements: Requirements | UnsetType | None = UNSET
 
 
 class Handlers:
@@ -82,11 +85,8 @@ class Handlers:
         """PATCH /models/{owner}/{name}: what its owner may set; null goes back to the server's default."""
         owner, name = _names(request)
         changes = await read_json(request, _Changes, _MAX_CHANGES)
-        columns = {
-            field: int(value) if isinstance(value, bool) else value
-            for field, value in msgspec.structs.asdict(changes).items()
-            if value is not UNSET
-        }
+        given = msgspec.structs.asdict(changes)
+        columns = {field: _column(value) for field, value in given.items() if value is not UNSET}
         if "\0" in (changes.description or ""):
             raise invalid_input([FieldProblem("format", "description", "Must not contain NUL")])
         try:
@@ -121,6 +121,13 @@ class Handlers:
         return json_response(wire.render_version(_version(found)))
 
 
+def _column(value: Any) -> Value:
+    """Return how what was given is stored; requirements that ask for nothing are none."""
+    if isinstance(value, Requirements):
+        return msgspec.json.encode(value).decode() if value else None
+    return int(value) if isinstance(value, bool) else value
+
+
 def _names(request: Request) -> tuple[str, str]:
     owner, name = request.path_params["owner"], request.path_params["name"]
     if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name)):
@@ -152,6 +159,7 @@ def _render_model(model: Model, links: Links) -> bytes:
             description=model.description,
             latest_version=None if model.latest is None else _version(model.latest),
             limits=WireLimits(model.run_limit_s, model.start_limit_s, model.max_queued, model.rerun),
+            requirements=None if model.requirements is None else Raw(model.requirements.encode()),
         )
     )
 

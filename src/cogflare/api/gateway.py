@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
+from cogflare import __version__
+from cogflare.api.problems import upgrade_required
 from cogflare.engine.link import Link
 from cogflare.engine.links import Fleet
 from cogflare.protocol.messages import SUBPROTOCOL
@@ -125,6 +127,13 @@ class Gateway:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._backlog = Backlog()
+
+    @staticmethod
+    def require_spoken(scope: Scope) -> None:
+        """Refuse an agent that names protocols, and not this one; raises a 426 `Problem`."""
+        offered = scope.get("subprotocols", ())
+        if offered and SUBPROTOCOL not in offered:
+            raise upgrade_required(f"This server (cogflare {__version__}) speaks {SUBPROTOCOL} with workers.")
 
     async def serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept the socket of an authenticated worker and serve it until it ends."""

@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cogflare.api import problems, requests, wire, wishes
+from cogflare.api import dialect, problems, requests, wire, wishes
 from cogflare.api.context import Api, caller_of, json_response, links_of, read_body
+from cogflare.api.problems import Problem
 from cogflare.api.wire import Cursor, Form, Links, WirePrediction
 from cogflare.domain.ids import HIGHEST_ID, is_id
 from cogflare.domain.phases import TERMINAL, Status
@@ -20,6 +21,8 @@ from cogflare.engine.explain import Explanations
 from cogflare.engine.predictions import Order
 from cogflare.engine.repeats import Answer
 from cogflare.engine.views import PredictionView
+from cogflare.store import inquiries
+from cogflare.store.base import Database
 from cogflare.store.limits import Filter
 from cogflare.store.listing import Query
 from cogflare.store.predictions import FAR_FUTURE
@@ -57,6 +60,14 @@ def render(view: PredictionView, links: Links, form: Form = "get") -> bytes:
     )
 
 
+async def show(db: Database, view: PredictionView, links: Links, form: Form = "get") -> bytes:
+    """Write a prediction in the dialect of the client that made it."""
+    if view.dialect is None:
+        return render(view, links, form)
+    is_new = dialect.status_of(view) == "creating"
+    return dialect.render(view, links, None if is_new else await inquiries.ran_where(db, view.id))
+
+
 class Handlers:
     """The endpoints of predictions."""
 
@@ -76,31 +87,40 @@ class Handlers:
     async def put_for_model(self, request: Request) -> Response:
         """PUT /models/{owner}/{name}/predictions/{id}."""
         client_id = requests.parse_client_id(request.path_params["id"])
-        body = await self._parsed(request, versioned=False)
+        body = await self._parsed(request)
         owner, name = request.path_params["owner"], request.path_params["name"]
         return await self._create(request, body, f"{owner}/{name}", None, client_id)
 
     async def create_for_model(self, request: Request) -> Response:
         """POST /models/{owner}/{name}/predictions: whatever version its workers offer."""
-        body = await self._parsed(request, versioned=False)
+        body = await self._parsed(request)
         owner, name = request.path_params["owner"], request.path_params["name"]
         return await self._create(request, body, f"{owner}/{name}", None)
 
     async def create_for_reference(self, request: Request) -> Response:
         """POST /models/{version id}/predictions: what litellm sends for `owner/name:version`."""
-        body = await self._parsed(request, versioned=False)
+        body = await self._parsed(request)
         return await self._create(request, body, None, request.path_params["version"])
 
     async def _body(self, request: Request) -> tuple[requests.PredictionBody, str | None, str | None]:
         """Read the body of a create that says itself what to run: (body, model, version)."""
-        body = await self._parsed(request, versioned=True)
+        text, reach = await read_body(request, self._api.max_body), self._api.reach
+        if dialect.HEADER in request.headers and dialect.is_spoken(request.headers, text):
+            return dialect.parse(text, reach)
+        try:
+            body = requests.parse_prediction(text, versioned=True, reach=reach)
+        except Problem:
+            # Nothing that Replicate's dialect takes is looked at a second time.
+            if not dialect.is_spoken(request.headers, text):
+                raise
+            return dialect.parse(text, reach)
         assert body.version is not None
         reference = requests.parse_reference(body.version)
         return body, f"{reference.owner}/{reference.name}" if reference.owner else None, reference.id
 
-    async def _parsed(self, request: Request, *, versioned: bool) -> requests.PredictionBody:
+    async def _parsed(self, request: Request) -> requests.PredictionBody:
         body = await read_body(request, self._api.max_body)
-        return requests.parse_prediction(body, versioned=versioned, reach=self._api.reach)
+        return requests.parse_prediction(body, versioned=False, reach=self._api.reach)
 
     async def _create(
         self,
@@ -113,7 +133,12 @@ class Handlers:
         links = links_of(request, self._api)
         prefer = request.headers.get("prefer")
         hold_s = requests.parse_prefer(prefer)
-        events = body.webhook_events_filter
+        events, cancel_after = (
+            body.webhook_events_filter,
+            requests.parse_cancel_after(request.headers.get("cancel-after")),
+        )
+        if cancel_after is None and body.dialect is not None:
+            cancel_after = dialect.GIVE_UP_US
         order = Order(
             body.input,
             body.values,
@@ -121,10 +146,11 @@ class Handlers:
             version,
             body.webhook,
             None if events is None else msgspec.json.encode(events).decode(),
-            requests.parse_cancel_after(request.headers.get("cancel-after")),
+            cancel_after,
             webhook_origin=links.base_url,
             route=body.route or wishes.parse_wish_header(request.headers.get("cogflare-route")),
             hops=wishes.parse_hops(request.headers.get("cogflare-hops")),
+            dialect=body.dialect,
         )
         answer = await self._accept(request, order, client_id, hold_s)
         view = answer.view
@@ -135,7 +161,8 @@ class Handlers:
             headers["idempotent-replayed"] = "true"
         is_fresh = answer.is_new or hold_s is not None
         form: Form = "create" if is_fresh and not view.is_ended else "get"
-        return json_response(render(view, links, form), 201 if answer.is_new or client_id is None else 200, headers)
+        is_made = body.dialect is None and (answer.is_new or client_id is None)
+        return json_response(await show(self._api.db, view, links, form), 201 if is_made else 200, headers)
 
     async def _accept(self, request: Request, order: Order, client_id: str | None, hold_s: float | None) -> Answer:
         """Create a prediction, or find the one that this request made when it was sent before."""
@@ -154,7 +181,7 @@ class Handlers:
         """GET /predictions/{id}; with `explain=1` the answer also says why it is where it is."""
         account, prediction = caller_of(request).account, request.path_params["id"]
         view = await self._api.predictions.get(account, prediction)
-        body = render(view, links_of(request, self._api))
+        body = await show(self._api.db, view, links_of(request, self._api))
         wanted = bool(request.scope["query_string"]) and _is_asked(request.query_params, "explain")
         if wanted and self._explanations is not None:
             explanation = msgspec.json.encode(await self._explanations.explain(account, prediction))
@@ -164,7 +191,7 @@ class Handlers:
     async def cancel(self, request: Request) -> Response:
         """POST /predictions/{id}/cancel; one that has ended is returned as it is."""
         view = await self._api.predictions.cancel(caller_of(request).account, request.path_params["id"])
-        return json_response(render(view, links_of(request, self._api)))
+        return json_response(await show(self._api.db, view, links_of(request, self._api)))
 
     async def cancel_matching(self, request: Request) -> Response:
         """POST /predictions/cancel: whatever the parameters name, up to 1,000 a call."""
@@ -190,7 +217,8 @@ class Handlers:
             following = links.page("/v1/predictions", Cursor(views[-1].id, False), kept)
         if views and cursor is not None and (more or not backwards):
             previous = links.page("/v1/predictions", Cursor(views[0].id, True), kept)
-        return json_response(wire.page([render(view, links) for view in views], following, previous))
+        shown = [await show(self._api.db, view, links) for view in views]
+        return json_response(wire.page(shown, following, previous))
 
 
 def _is_asked(params: Mapping[str, str], name: str) -> bool:

@@ -95,6 +95,16 @@ def method_not_allowed(method: str, allowed: Iterable[str]) -> Problem:
     return Problem(405, f'Method "{method}" not allowed.', headers={"allow": ", ".join(allowed)})
 
 
+def upgrade_required(detail: str) -> Problem:
+    """426: a protocol that is not spoken here."""
+    return Problem(426, detail, title="Upgrade required", headers={"upgrade": "websocket"})
+
+
+def too_many_files(limit: int) -> Problem:
+    """413: an attempt that has announced as many files as it may."""
+    return Problem(413, f"Output has more than {limit} files")
+
+
 def version_not_permitted() -> Problem:
     """422: a version reference that is malformed, unknown, or another tenant's."""
     return Problem(

@@ -39,7 +39,10 @@ _EVENTS: Final[tuple[str, ...]] = get_args(Event)
 
 
 class PredictionBody(msgspec.Struct, frozen=True):
-    """A parsed create request: `input` is the client's JSON text, `values` the same, decoded; `route` is JSON text."""
+    """A parsed create request: `input` is the client's JSON text, `values` the same, decoded; `route` is JSON text.
+
+    `dialect` is the client's, None for Replicate's.
+    """
 
     input: bytes
     values: dict[str, Any]
@@ -47,6 +50,7 @@ class PredictionBody(msgspec.Struct, frozen=True):
     webhook: str | None = None
     webhook_events_filter: tuple[Event, ...] | None = None
     route: str | None = None
+    dialect: str | None = None
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +85,7 @@ def parse_prediction(body: bytes, *, versioned: bool, reach: Reach = PUBLIC) -> 
     webhook, last_webhook = envelope.webhook, envelope.webhook_completed
     if webhook or last_webhook:
         given = {"webhook": webhook, "webhook_completed": last_webhook}
-        if problems := [found for name, url in given.items() for found in _webhook_problems(name, url, reach)]:
+        if problems := [found for name, url in given.items() for found in webhook_problems(name, url, reach)]:
             raise invalid_input(problems)
     text = bytes(envelope.input)
     _refuse_depth(text, values)
@@ -142,7 +146,7 @@ def _refusal(body: bytes, versioned: bool, reach: Reach) -> Problem:
 def _envelope_problems(body: object, versioned: bool, reach: Reach) -> list[FieldProblem]:
     """Say all that is wrong with a decoded create body, as gojsonschema would."""
     if not isinstance(body, dict):
-        return [_expected("", "object", body)]
+        return [expected("", "object", body)]
     fields = _FIELDS if versioned else {name: kind for name, kind in _FIELDS.items() if name != "version"}
     problems = [
         FieldProblem("required", "", f"{name} is required")
@@ -154,9 +158,9 @@ def _envelope_problems(body: object, versioned: bool, reach: Reach) -> list[Fiel
             description = f"Additional property {name} is not allowed"
             problems.append(FieldProblem("additional_property_not_allowed", "", description))
         elif type_name(value) not in fields[name] and (value is not None or name in ("version", "input")):
-            problems.append(_expected(name, " or ".join(fields[name]), value))
+            problems.append(expected(name, " or ".join(fields[name]), value))
         elif name in ("webhook", "webhook_completed"):
-            problems += _webhook_problems(name, value, reach)
+            problems += webhook_problems(name, value, reach)
         elif name == "webhook_events_filter" and value is not None:
             problems += _filter_problems(value)
     return problems
@@ -173,11 +177,13 @@ _FIELDS: Final = {
 }
 
 
-def _expected(field: str, wanted: str, given: object) -> FieldProblem:
+def expected(field: str, wanted: str, given: object) -> FieldProblem:
+    """Say that a value is of the wrong type."""
     return FieldProblem("invalid_type", field, f"Invalid type. Expected: {wanted}, given: {type_name(given)}")
 
 
-def _webhook_problems(field: str, url: str | None, reach: Reach) -> list[FieldProblem]:
+def webhook_problems(field: str, url: str | None, reach: Reach) -> list[FieldProblem]:
+    """Say why nothing can be sent to a URL, as far as an address tells; one that is absent or empty has no fault."""
     if not url:
         return []
     if len(url) > MAX_WEBHOOK_CHARS:
@@ -215,7 +221,7 @@ def _can_be_host(host: str, is_bracketed: bool) -> bool:
 
 def address_problem(field: str, url: str, reach: Reach) -> FieldProblem | None:
     """Say why a URL cannot be the base of a provider's, as far as it can be seen without looking its host up."""
-    if problems := _webhook_problems(field, url, reach):
+    if problems := webhook_problems(field, url, reach):
         return problems[0]
     parts = urlsplit(url)
     if parts.query or parts.fragment or "?" in url or "#" in url:
@@ -229,7 +235,7 @@ def _filter_problems(events: Sequence[object]) -> list[FieldProblem]:
     return [
         FieldProblem("enum", f"{name}.{index}", f"{name}.{index} must be one of the following: {options}")
         if isinstance(event, str)
-        else _expected(f"{name}.{index}", "string", event)
+        else expected(f"{name}.{index}", "string", event)
         for index, event in enumerate(events)
         if event not in _EVENTS
     ]

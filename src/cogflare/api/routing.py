@@ -19,6 +19,7 @@ from cogflare.api.auth import authenticate, authorize
 from cogflare.api.context import Api, Bodies
 from cogflare.api.files import blob_problem
 from cogflare.api.gateway import Gateway
+from cogflare.api.legacygateway import Dialled, LegacyGateway, dialled
 from cogflare.api.problems import Problem
 from cogflare.api.wishes import bad_route
 from cogflare.blobs.base import BlobError
@@ -41,7 +42,10 @@ from cogflare.store.base import Full, StoreError
 log = structlog.get_logger()
 
 _DOWNLOAD = r"/files/[0-9a-z]{40}/download(?:/|\Z)"
-_OPEN = re.compile(rf"/f/|/health|/hooks/|/streams/|/files/[0-9a-z]{{{STREAM_LENGTH}}}\Z|{_DOWNLOAD}", re.ASCII)
+_OPEN = re.compile(
+    rf"/f/|/health|/join(?:/|\Z)|/hooks/|/streams/|/files/[0-9a-z]{{{STREAM_LENGTH}}}\Z|{_DOWNLOAD}", re.ASCII
+)
+_LEGACY = re.compile(r"/models/[^/]+/[^/]+/files(?:/|\Z)")
 _WORKERS = "/worker/"
 _MAX_REQUESTS = 25_000  # under way, those that hold their answer back included
 
@@ -49,28 +53,29 @@ _MAX_REQUESTS = 25_000  # under way, those that hold their answer back included
 class Application:
     """Everything this server answers over HTTP and WebSocket."""
 
-    def __init__(self, api: Api, router: Router, gateway: Gateway) -> None:
+    def __init__(self, api: Api, router: Router, gateway: Gateway, legacy: LegacyGateway | None = None) -> None:
         self._api = api
         self._router = router
         self._gateway = gateway
+        self._legacy = legacy
         self._requests = 0
         self.bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or socket."""
-        path = _strip(scope["path"])
+        path, worker = dialled(_strip(scope["path"]))
         scope["path"] = path
         scope["raw_path"] = path.encode()
         scope["app"] = self
         if scope["type"] == "websocket":
-            await self._websocket(path, scope, receive, send)
+            await self._websocket(path, worker, scope, receive, send)
             return
         watch = _Watch(send)
         self._requests += 1
         try:
             if self._requests > _MAX_REQUESTS:
                 raise problems.unavailable(1, "The server has too many requests to answer right now; try again.")
-            if not _OPEN.match(path):
+            if not _OPEN.match(path) and not _LEGACY.match(path):
                 caller = await authenticate(self._api.accounts, Headers(scope=scope))
                 authorize(caller, path.startswith(_WORKERS))
                 scope["cogflare.caller"] = caller
@@ -86,12 +91,16 @@ class Application:
         finally:
             self._requests -= 1
 
-    async def _websocket(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _websocket(self, path: str, worker: Dialled | None, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if worker is not None and self._legacy is not None:
+                await self._legacy.serve(worker, scope, receive, send)
+                return
             caller = await authenticate(self._api.accounts, Headers(scope=scope))
             authorize(caller, is_worker_path=True)
             if path != LINK_PATH:
                 raise problems.not_found()
+            self._gateway.require_spoken(scope)
         except (Problem, StoreError) as error:
             await _deny(_problem(error, scope), scope, receive, send)
             return

@@ -13,7 +13,7 @@ from cogflare.api.context import Api, caller_of, json_response, links_of
 from cogflare.api.problems import bad_request, not_found
 from cogflare.api.wire import Cursor, format_time
 from cogflare.domain.signatures import format_secret
-from cogflare.domain.webhooks import Event
+from cogflare.domain.webhooks import Subject
 from cogflare.engine import deliverylog
 from cogflare.engine.deliverylog import DeliveryLog
 from cogflare.engine.secrets import WEBHOOKS, Secrets
@@ -21,7 +21,7 @@ from cogflare.store.deliveries import Delivery, Query, Try
 
 PAGE: Final = 100
 _STATES: Final = ("pending", "delivered", "failed")
-_EVENTS: Final = get_args(Event)
+_EVENTS: Final = get_args(Subject)
 _ID: Final = re.compile(r"msg_[0-9a-z_]{1,200}", re.ASCII)
 _PRIVATE: Final = {"cache-control": "no-store"}
 

@@ -243,6 +243,7 @@ class WireModel(msgspec.Struct, frozen=True, kw_only=True):
     default_example: Raw | None = None
     latest_version: WireVersion | None = None
     limits: WireLimits = WireLimits()
+    requirements: Raw | None = None
 
 
 class WireAccount(msgspec.Struct, frozen=True, kw_only=True):

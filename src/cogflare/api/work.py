@@ -10,16 +10,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cogflare import __version__
 from cogflare.api.context import Api, caller_of, json_response, read_body, read_json
 from cogflare.api.files import blob_problem
 from cogflare.api.origin import public_base
-from cogflare.api.problems import Problem, bad_request, conflict, forbidden, not_found, output_too_large
+from cogflare.api.problems import (
+    MEDIA_TYPE,
+    Problem,
+    bad_request,
+    conflict,
+    forbidden,
+    not_found,
+    output_too_large,
+    too_many_files,
+)
 from cogflare.api.requests import decode_json
 from cogflare.blobs.base import BlobError, BlobOffset, UploadTarget
 from cogflare.domain.ids import is_id
-from cogflare.engine.files import NotUploaded, Proof, Sender, Superseded
-from cogflare.protocol.messages import MAX_REASON, AttemptKey, Count, Id
+from cogflare.engine.files import NotUploaded, Proof, Sender, Superseded, TooManyFiles
+from cogflare.engine.greeting import out_of_scope
+from cogflare.protocol.messages import LINK_PATH, MAX_REASON, OLDEST, PROTOCOL, AttemptKey, Count, Id
 from cogflare.store import recovery
+from cogflare.store.catalog import Caller
 from cogflare.store.recovery import Setup, SetupFailure
 
 MAX_RESULT_BYTES: Final = 16 << 20
@@ -76,6 +88,19 @@ class Handlers:
     def __init__(self, api: Api, max_result_bytes: int) -> None:
         self._api = api
         self._max_result_bytes = max_result_bytes
+
+    async def link(self, request: Request) -> Response:
+        """GET /worker/v1/link without a WebSocket: whether a worker that offers `?model=owner/name` may come."""
+        if model := request.query_params.get("model"):
+            await self._require_scope(caller_of(request), request.headers.get("cogflare-worker", ""), model)
+        document = {
+            "detail": "Workers connect here by WebSocket.",
+            "status": 426,
+            "title": "Upgrade required",
+            "server": __version__,
+            "protocol": {"oldest": OLDEST, "newest": PROTOCOL},
+        }
+        return Response(msgspec.json.encode(document), 426, {"upgrade": "websocket"}, MEDIA_TYPE)
 
     async def announce(self, request: Request) -> Response:
         """POST /worker/v1/attempts/{prediction}/{attempt}/files."""
@@ -148,6 +173,7 @@ class Handlers:
         """POST /worker/v1/setup-failures: a worker that will not open a link, because its model was not set up."""
         sender, caller = _sender(request), caller_of(request)
         report = await read_json(request, SetupReport, _MAX_ORDER_BYTES)
+        await self._require_scope(caller, sender.worker, report.model)
         failure = SetupFailure(
             sender.worker,
             caller.account,
@@ -165,6 +191,7 @@ class Handlers:
         """POST /worker/v1/setups: a worker that begins to set its model up, or was stopped while it did."""
         sender, caller = _sender(request), caller_of(request)
         notice = await read_json(request, SetupNotice, _MAX_ORDER_BYTES)
+        await self._require_scope(caller, sender.worker, notice.model)
         if notice.is_over:
             await recovery.note_setup_over(self._api.db, sender.worker, caller.account)
             return Response(status_code=204)
@@ -172,6 +199,12 @@ class Handlers:
         if not await recovery.note_setup(self._api.db, Setup(*about, self._api.clock.wall())):
             raise forbidden("This worker id belongs to another account.")
         return Response(status_code=204)
+
+    async def _require_scope(self, caller: Caller, worker: str, model: str) -> None:
+        """Keep a limited token to its models; raises a 403 `Problem`."""
+        reason = await out_of_scope(self._api.db, caller, worker, [model])
+        if reason is not None:
+            raise forbidden(f"{reason[:1].upper()}{reason[1:]}.")
 
 
 def _number(request: Request, header: str) -> int | None:
@@ -201,7 +234,7 @@ def _sender(request: Request) -> Sender:
         raise forbidden("This is not a worker token.")
     worker = request.headers.get("cogflare-worker", "")
     try:
-        return Sender(caller.account, msgspec.convert(worker, Id))
+        return Sender(caller.account, msgspec.convert(worker, Id), caller.models)
     except msgspec.ValidationError:
         raise bad_request("Cogflare-Worker must be the id of the worker", title="Invalid header") from None
 
@@ -220,6 +253,8 @@ def _refusals() -> Iterator[None]:
         yield
     except Superseded:
         raise conflict("The attempt is over; nothing more of it is wanted.") from None
+    except TooManyFiles as error:
+        raise too_many_files(error.limit) from None
     except NotUploaded:
         raise Problem(409, "The file storage does not have these bytes.", headers=_offset(0)) from None
     except BlobOffset as error:
@@ -233,6 +268,7 @@ def routes(api: Api, max_result_bytes: int = MAX_RESULT_BYTES) -> list[Route]:
     handlers = Handlers(api, max_result_bytes)
     attempt = "/worker/v1/attempts/{prediction}/{attempt}"
     return [
+        Route(LINK_PATH, handlers.link),
         Route(f"{attempt}/files", handlers.announce, methods=["POST"]),
         Route("/worker/v1/files/{id}", handlers.offset, methods=["HEAD"]),
         Route("/worker/v1/files/{id}", handlers.receive, methods=["PUT"]),

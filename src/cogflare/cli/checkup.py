@@ -9,13 +9,13 @@ import shutil
 from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import httpx2
-import msgspec
 
 from cogflare.app import SystemClock, open_storage
 from cogflare.blobs.base import BlobError, BlobReader, BlobStore, Label
+from cogflare.cli.findings import Finding, State
 from cogflare.domain.clock import Clock
 from cogflare.domain.ids import new_key
 from cogflare.settings import Settings, SettingsError
@@ -25,23 +25,12 @@ from cogflare.store.open import open_database
 from cogflare.store.secrets import fingerprint
 from cogflare.vault import KEY_FILE, Vault, VaultError
 
-State = Literal["ok", "warning", "failed"]
-
 _LEAST_FREE: Final = 1_000_000_000
 _SLOW_CLOCK_S: Final = 30.0
 _WRONG_CLOCK_S: Final = 600.0  # S3 refuses signatures that are 15 minutes off
 _TIMEOUT: Final = httpx2.Timeout(15.0, connect=5.0)
 _PROBE: Final = 300_000
 _LABEL: Final = Label("text/plain", 'attachment; filename="check.txt"')
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What a check has found; `todo` is empty where there is nothing to do."""
-
-    name: str
-    state: State
-    detail: str
-    todo: str = ""
 
 
 class Checkup:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 
+from cogflare.cli import machines
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.inputs import input_rows
 from cogflare.cli.output import age, as_json, cell, duration, note, print_fields, print_json, print_table
@@ -25,6 +26,16 @@ class Limit(click.ParamType[float | str]):
         if value == "default" or isinstance(value, float):
             return value
         return 0.0 if value == "never" else float(Duration().convert(value, param, ctx))
+
+
+class Vram(click.ParamType[float | str]):
+    """Gigabytes of GPU memory; `none` asks for none."""
+
+    name = "gigabytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Read the text of the command line."""
+        return value if value == "none" else float(click.FloatRange(0, min_open=True)(value, param, ctx))
 
 
 class Count(click.ParamType[int | str]):
@@ -75,6 +86,7 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
             ("version", _version(found)),
             ("runs", found["run_count"]),
             *_limits(found["limits"]),
+            ("requires", machines.required(found)),
         ]
     )
     rows = input_rows((found["latest_version"] or {}).get("openapi_schema"))
@@ -92,6 +104,8 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
 @click.option("--max-queued", type=Count(), metavar="NUMBER", help="How many may wait: a number, or default.")
 @click.option("--rerun/--no-rerun", default=None, help="Whether text that was shown may be made anew after a loss.")
 @click.option("--description", help="What it is, in words.")
+@click.option("--min-vram-gb", type=Vram(), metavar="NUMBER", help="GPU memory that its workers must have, or none.")
+@click.option("--require-tag", "tags", multiple=True, metavar="TAG", help="A tag that its workers must have, or none.")
 @with_client
 def set_model(
     client: Client,
@@ -101,8 +115,13 @@ def set_model(
     max_queued: int | str | None,
     rerun: bool | None,
     description: str | None,
+    min_vram_gb: float | str | None,
+    tags: tuple[str, ...],
 ) -> None:
-    """Set what holds for a model of your account (an admin: also for shared ones)."""
+    """Set what holds for a model of your account (an admin: also for shared ones).
+
+    The tags that are given replace those that were required before.
+    """
     if not MODEL.fullmatch(model):
         raise click.UsageError(f"{model!r} is no model: write owner/name")
     wanted = {
@@ -112,13 +131,19 @@ def set_model(
         "rerun": rerun,
         "description": description,
     }
-    given = {name: None if value == "default" else value for name, value in wanted.items() if value is not None}
+    given: dict[str, Any] = {
+        name: None if value == "default" else value for name, value in wanted.items() if value is not None
+    }
     if description is not None:
         given["description"] = description
+    path = f"/v1/models/{quoted(*model.split('/'))}"
+    if min_vram_gb is not None or tags:
+        given["requirements"] = machines.requiring(client.get(path), min_vram_gb, tags)
     if not given:
-        raise click.UsageError("nothing to set: --run-limit, --start-limit, --max-queued, --rerun or --description")
-    changed = client.patch(f"/v1/models/{quoted(*model.split('/'))}", given)
-    print_fields([("description", changed["description"]), *_limits(changed["limits"])])
+        raise click.UsageError("nothing to set: see cogflare models set --help")
+    changed = client.patch(path, given)
+    about = [("description", changed["description"]), *_limits(changed["limits"])]
+    print_fields([*about, ("requires", machines.required(changed))])
 
 
 @click.group()
@@ -143,13 +168,42 @@ def list_workers(client: Client, as_json: bool) -> None:
         "no workers: `cogflare worker` connects one",
     )
     if not sys.stdout.isatty():
-        print_table((*columns, "health"), [(*row, _health(w)) for row, w in zip(rows, shown, strict=True)], empty)
+        # Whoever reads this counts columns: what is new comes last.
+        more = [(_health(w), *machines.hardware(w)) for w in shown]
+        pairs = zip(rows, more, strict=True)
+        print_table((*columns, "health", "gpu", "vram", "region"), [(*row, *rest) for row, rest in pairs], empty)
         return
-    print_table(columns, rows, empty)
+    print_table(*machines.beside(columns, rows, [machines.hardware(w) for w in shown]), empty)
     # A reason is a sentence or more, and no column of a table is wide enough for it.
     for worker in shown:
         if worker["quarantine"] is not None:
             click.echo(cell(f"{worker['name']} ({worker['id']}) was {_health(worker)}"))
+        for text in machines.lacking(worker):
+            click.echo(cell(f"{worker['name']} ({worker['id']}) {text}"))
+
+
+@workers.command("show")
+@click.argument("worker_id", metavar="ID")
+@as_json
+@with_client
+def show_worker(client: Client, worker_id: str, as_json: bool) -> None:
+    """Show a worker: what it runs, on what machine, and what its token allows."""
+    found = client.get(f"/v1/workers/{quoted(worker_id)}")
+    if as_json:
+        print_json(found)
+        return
+    busy = f"{found['busy']} of {found['slots']} slots"
+    print_fields(
+        [
+            *((name, found[name]) for name in ("id", "name", "account", "state", "node")),
+            ("connected", _since(found)),
+            ("set up", f"began {age(found['setup_since'])}" if found["setup_since"] else None),
+            ("busy", busy),
+            ("health", _health(found)),
+            *machines.fields(found),
+        ]
+    )
+    print_table(("model", "version", "slots", "gets work"), machines.offers(found), "it has told of no model yet")
 
 
 @workers.command()

@@ -24,6 +24,7 @@ WHY_S: Final = 5.0
 PATIENCE_S: Final = 120.0
 """How long a server that was reached before may stay away: a prediction outlives its server's restart."""
 _MAX_HINT: Final = 60
+_ENDED: Final = TERMINAL | {"cancelled"}  # two l where a bot of 2022 has made it
 
 
 class Feed:
@@ -53,7 +54,7 @@ class Feed:
         """Show what this state has that no earlier one had."""
         logs, output = prediction.get("logs") or "", prediction.get("output")
         count = len(output) if isinstance(output, list) else 0
-        is_ended = prediction["status"] in TERMINAL
+        is_ended = prediction["status"] in _ENDED
         if not is_ended and (not logs.startswith(self._logs) or count < self._items):
             self._restart()
         self._show_start(prediction)
@@ -151,7 +152,7 @@ def follow(client: Client, prediction: dict[str, Any], feed: Feed) -> dict[str, 
     why_at = time.monotonic() + WHY_S
     try:
         feed.show(prediction)
-        while prediction["status"] not in TERMINAL:
+        while prediction["status"] not in _ENDED:
             time.sleep(POLL_S)
             prediction = _read(client, prediction["id"], feed)
             feed.show(prediction)

@@ -49,8 +49,8 @@ def _waiting(reason: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "workers", f"{queue['workers']} with {counted(queue['slots'], 'slot')}, {queue['free']} free"
         if queue["mean_run_s"] is not None:
             yield "runs take", f"{duration(queue['mean_run_s'])} on average"
-        for what in ("quarantined", "starting", "away"):
-            for worker in queue[what]:
+        for what in ("quarantined", "unfit", "starting", "away"):
+            for worker in queue.get(what, []):
                 yield what, f"{worker['name']}{': ' + worker['reason'] if worker['reason'] else ''}"
     if reason["retry_at"] is not None:
         yield "queued again", time_of(reason["retry_at"])

@@ -14,7 +14,7 @@ import msgspec
 from cogflare.cli.client import Client, NotFound, quoted, with_client
 from cogflare.cli.listening import Keys, Listener, Received
 from cogflare.cli.output import age, as_json, cell, duration, note, print_fields, print_json, print_table, time_of
-from cogflare.domain.webhooks import Event
+from cogflare.domain.webhooks import Subject
 from cogflare.settings import SettingsError, load
 from cogflare.store.base import StoreError
 from cogflare.store.open import open_database
@@ -33,7 +33,7 @@ def webhooks() -> None:
 
 @webhooks.command("list")
 @click.option("--state", type=click.Choice(["pending", "delivered", "failed"]), help="Only those in this state.")
-@click.option("--event", type=click.Choice(get_args(Event)), help="Only those of this event.")
+@click.option("--event", type=click.Choice(get_args(Subject)), help="Only those of this event.")
 @click.option("--prediction", metavar="ID", help="Only those about this prediction.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
 @as_json

@@ -5,19 +5,25 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Annotated
 
 import click
+import msgspec
+from msgspec import Meta
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.main import WorkerOptions, run_worker
 from cogflare.agent.runners.handover import KEEP_S
-from cogflare.agent.sources import FolderSource, Source, UrlSource
+from cogflare.agent.sources import Source
+from cogflare.cli.sourceoptions import source_options
+from cogflare.domain.requirements import MAX_TAGS, Tag
 
+_MAX_REGION = 200
+_Tags = Annotated[tuple[Tag, ...], Meta(max_length=MAX_TAGS)]
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}/[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
-class _Server(click.ParamType[ServerAddress]):
+class ServerType(click.ParamType[ServerAddress]):
     """The address of a server."""
 
     name = "url"
@@ -32,12 +38,11 @@ class _Server(click.ParamType[ServerAddress]):
 
 
 @click.command()
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--folder", "folder_option", type=click.Path(exists=True, file_okay=False, path_type=Path), hidden=True)
+@source_options
 @click.option(
     "--server",
     required=True,
-    type=_Server(),
+    type=ServerType(),
     envvar="COGFLARE_SERVER",
     show_envvar=True,
     help="Address of the server, for example https://gateway.example.com.",
@@ -54,9 +59,12 @@ class _Server(click.ParamType[ServerAddress]):
     help="File with the worker token; read again at every connection.",
 )
 @click.option("--model", required=True, metavar="OWNER/NAME", help="The model that this worker offers.")
-@click.option("--url", help="A running Cog server to use, instead of a folder (http://localhost:5000).")
 @click.option("--slots", type=click.IntRange(1, 10_000), help="Predictions at a time (default: what the model says).")
 @click.option("--name", default="", help="How the worker is shown to operators (default: this machine's name).")
+@click.option("--region", default="", metavar="TEXT", help="Where this machine is, in words of your own.")
+@click.option(
+    "--tag", "tags", multiple=True, metavar="TEXT", help="What models may require of this machine; may be given again."
+)
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
@@ -84,22 +92,22 @@ class _Server(click.ParamType[ServerAddress]):
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the log as JSON, one object a line.")
 def worker(
-    folder: Path | None,
-    folder_option: Path | None,
+    source: Source,
     server: ServerAddress,
     token: str | None,
     token_file: Path | None,
     model: str,
-    url: str | None,
     slots: int | None,
     name: str,
+    region: str,
+    tags: tuple[str, ...],
     state: Path | None,
     cache: Path | None,
     allow_private_inputs: bool,
     keep_model: float,
     as_json: bool,
 ) -> None:
-    """Run the Cog model in FOLDER (default: the current folder) for a server.
+    """Run a model for a server: the Cog model in FOLDER (default: the current folder), or what an option names.
 
     The worker dials out, so it needs no open port. Press Ctrl-C once to finish what runs and leave, twice to leave at
     once. Exit codes: 0 drained, 1 the model was not set up or is gone, 2 refused by the server, 130 stopped.
@@ -107,16 +115,18 @@ def worker(
     owner, model_name = _model(model)
     options = WorkerOptions(
         server=server,
-        token=_token(token, token_file),
+        token=read_token(token, token_file),
         owner=owner,
         model=model_name,
-        source=_source(folder or folder_option, url),
+        source=source,
         slots=slots,
         name=name,
         state=state,
         cache=cache,
         allow_private_inputs=allow_private_inputs,
         keep_model_s=keep_model,
+        region=_region(region),
+        tags=_tags(tags),
         json=as_json,
     )
     try:
@@ -133,22 +143,20 @@ def _model(model: str) -> tuple[str, str]:
     return owner, name
 
 
-def _source(folder: Path | None, url: str | None) -> Source:
-    if url is not None:
-        if folder is not None:
-            raise click.UsageError("give a folder or --url, not both")
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise click.BadParameter(f"{url!r} is not an http(s) address", param_hint="--url")
-        return UrlSource(url)
-    folder = folder or Path()
-    if not (folder / "cog.yaml").is_file():
-        raise click.UsageError(
-            f"no cog.yaml in {folder.resolve()}: name the folder of a Cog model, or a running Cog server with --url"
-        )
-    return FolderSource(folder)
+def _region(region: str) -> str:
+    if len(region) > _MAX_REGION or not region.isprintable():
+        raise click.BadParameter(f"a region is one line of {_MAX_REGION} characters at most", param_hint="--region")
+    return region
 
 
-def _token(token: str | None, file: Path | None) -> Callable[[], str]:
+def _tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return msgspec.convert(tuple(dict.fromkeys(tags)), _Tags)
+    except msgspec.ValidationError as error:
+        raise click.BadParameter(f"{', '.join(tags)}: {error}", param_hint="--tag") from error
+
+
+def read_token(token: str | None, file: Path | None) -> Callable[[], str]:
     """Return what reads the token; a token that no header can carry is refused here, without showing it."""
     value = token or ""
 

@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 Event = Literal["start", "output", "logs", "completed"]
+"""What a filter may name."""
+Subject = Literal["created", "start", "output", "logs", "completed"]
+"""What a message may be about: creations are told of in the dialect of 2022."""
 
 DEFAULT_EVENTS: Final = frozenset({"output", "completed"})
 FIRST_PAUSE_US: Final = 5_000_000

@@ -1,6 +1,7 @@
 """Tokens and the accounts they speak for. Secrets are stored as SHA-256 of 160 random bits and shown once."""
 
 import hashlib
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,16 @@ class Created(msgspec.Struct, frozen=True):
     account: str
     name: str
     secret: str
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a worker token is limited to: models, and how many workers may be connected with it; None: to nothing."""
+
+    models: tuple[str, ...] | None = None
+    max_connections: int | None = None
+
+
+NO_LIMITS: Final = Limits()
 
 
 class Accounts:
@@ -52,18 +63,32 @@ class Accounts:
         return None if caller.expires_at is not None and caller.expires_at <= self._clock.wall() else caller
 
     async def create(
-        self, username: str, kind: str, name: str, expires_at: int | None = None, secret: str | None = None
+        self,
+        username: str,
+        kind: str,
+        name: str,
+        expires_at: int | None = None,
+        secret: str | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> Created | None:
         """Make a token for the account of that name (made too, if new). None if exactly this secret exists already."""
         now = self._clock.wall()
         secret = secret or _PREFIXES[kind] + new_key()
-        token = NewToken(new_id(now), username, kind, name, _digest(secret), secret[:8], now, expires_at)
+        about = new_id(now), username, kind, name, _digest(secret), secret[:8], now, expires_at
+        token = NewToken(*about, limits.models, limits.max_connections)
         added = await store.add_token(self._db, new_id(now), token)
         return Created(token.id, kind, username, name, secret) if added else None
 
     async def list(self, account: str | None, after: str, limit: int) -> list[TokenRow]:
         """Return tokens by id, of one account or (None) of all."""
         return await store.list_tokens(self._db, account, after, limit)
+
+    async def get(self, token: str) -> TokenRow:
+        """Return a token; raises `NotFound`."""
+        row = await store.get_token(self._db, token)
+        if row is None:
+            raise NotFound
+        return row
 
     async def revoke(self, token: str, account: str | None) -> None:
         """Revoke a token at once on this node, and on others as soon as they hear of it; raises `NotFound`."""

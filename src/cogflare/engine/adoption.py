@@ -19,6 +19,7 @@ from cogflare.engine.health import Health
 from cogflare.engine.live import Holder, Live, hook_of
 from cogflare.engine.losses import Losses
 from cogflare.engine.predictions import Predictions
+from cogflare.engine.requirements import Matching
 from cogflare.engine.sizes import SIZES, Sizes
 from cogflare.protocol.messages import AttemptKey, Held, Resume
 from cogflare.store import fleet
@@ -71,6 +72,7 @@ class Ground:
     predictions: Predictions
     losses: Losses
     health: Health
+    matching: Matching
     times: LinkTimes
     node: str
     server: str

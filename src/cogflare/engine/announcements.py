@@ -202,7 +202,7 @@ class Announcements:
         )
         id = _message_id(live.prediction, live.created_at, self._clock.wall())
         news = News(id, live.prediction, live.attempt, event, watch.host, items, log_bytes)
-        return _Order(watch, news, self._render(shown, live.hook.origin))
+        return _Order(watch, news, await self._render(shown, live.hook.origin))
 
     async def _write(self, news: Sequence[News]) -> dict[str, int]:
         """Write the rows of messages; returns the ids of those that are to be sent, with the time of this."""

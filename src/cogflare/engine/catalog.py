@@ -15,9 +15,10 @@ from cogflare.domain.filefields import file_schema
 from cogflare.domain.ids import model_queue, version_queue
 from cogflare.domain.inputs import InputValidator, compile_input
 from cogflare.domain.schemas import BadSchema, is_file_output, output_kind
+from cogflare.engine.requirements import CHANNEL_REQUIREMENTS
 from cogflare.protocol.messages import Offer
 from cogflare.store import catalog as store
-from cogflare.store.base import Database, Value
+from cogflare.store.base import Database, Hint, Value
 from cogflare.store.catalog import Caller, Model, Version
 
 CACHE_S = 5.0
@@ -107,7 +108,8 @@ class Catalog:
         model = await self.model(caller.account, owner, name)
         if model.account != caller.account and caller.kind != "admin":
             raise Forbidden
-        if not await store.set_model(self._db, model.account, owner, name, changes):
+        hints = [Hint(CHANNEL_REQUIREMENTS, f"{owner}/{name}")] if "requirements" in changes else []
+        if not await store.set_model(self._db, model.account, owner, name, changes, hints):
             raise NotFound
         self._targets.clear()
         return await self.model(caller.account, owner, name)

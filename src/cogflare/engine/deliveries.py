@@ -17,7 +17,7 @@ from cogflare.domain.webhooks import wanted_events
 from cogflare.engine.announcements import untold
 from cogflare.engine.hosts import Hosts
 from cogflare.engine.service import Tasks
-from cogflare.engine.views import PredictionView, load_parts, view
+from cogflare.engine.views import PredictionView, load_parts, view, view_begun, view_created
 from cogflare.engine.webhooks import CUT_OFF, Courier, Render, Terms
 from cogflare.store import deliveries as store
 from cogflare.store import predictions
@@ -199,21 +199,28 @@ class Deliveries:
 
     async def _send(self, delivery: Delivery, row: PredictionRow) -> None:
         shown = view(row, await load_parts(self._db, [row]))
-        if delivery.event != "completed":
+        if delivery.event == "created":
+            await self._courier.carry(delivery, await self._render(view_created(shown), row.webhook_origin))
+        elif delivery.event != "completed":
             await self._deliver_again(delivery, row, shown)
         elif await self._tell_rest(delivery, row, shown):
             if "completed" in wanted_events(row.webhook_events):
-                await self._courier.carry(delivery, self._render(shown, row.webhook_origin))
+                await self._courier.carry(delivery, await self._render(shown, row.webhook_origin))
             else:
                 await store.drop(self._db, delivery)
 
     async def _deliver_again(self, delivery: Delivery, row: PredictionRow, shown: PredictionView) -> None:
-        """Send a message once more that was sent once: as somebody has asked, and with what is the case now."""
-        if delivery.give_up_at == delivery.created_at:
-            # Nobody has asked: whoever sent it has not said what came of it.
+        """Send a message once more that was sent once: as somebody has asked, and with what is the case now.
+
+        Where nobody has asked, whoever sent it has not said what came of it. Bots of 2022 see each status all the same.
+        """
+        is_cut_off = delivery.give_up_at == delivery.created_at
+        if is_cut_off and row.dialect is not None and delivery.event == "start":
+            await self._courier.carry(delivery, await self._render(view_begun(shown), row.webhook_origin))
+        elif is_cut_off:
             await self._courier.refuse(delivery, CUT_OFF)
         else:
-            await self._courier.carry(delivery, self._render(shown, row.webhook_origin))
+            await self._courier.carry(delivery, await self._render(shown, row.webhook_origin))
 
     async def _tell_rest(self, holder: Delivery, row: PredictionRow, shown: PredictionView) -> bool:
         """Send what is to be told before the end; False if others have taken the message about the end over.
@@ -229,7 +236,7 @@ class Deliveries:
             if not await store.announce_late(self._db, news, holder, now, until):
                 return False
             delivery = news.delivery(row.account, holder.url, now, until)
-            await self._courier.carry_once(delivery, self._render(going, row.webhook_origin))
+            await self._courier.carry_once(delivery, await self._render(going, row.webhook_origin))
         return not rest or await store.extend(self._db, holder, self._terms.until(self._clock.wall()))
 
 

@@ -7,7 +7,7 @@ import msgspec
 from cogflare.domain.clock import Clock
 from cogflare.domain.errors import NotFound
 from cogflare.engine.predictions import Predictions
-from cogflare.engine.views import load_parts, view
+from cogflare.engine.views import load_parts, view, view_created
 from cogflare.engine.webhooks import Render, Signer, Terms
 from cogflare.store import deliveries as store
 from cogflare.store import deliverylog, predictions
@@ -66,7 +66,8 @@ class DeliveryLog:
         row = await predictions.get(self._db, delivery.prediction)
         if row is None or (delivery.event != "completed" and delivery.tries):
             return Shown(delivery, tries, None)
-        body = self._render(view(row, await load_parts(self._db, [row])), row.webhook_origin)
+        shown = view(row, await load_parts(self._db, [row]))
+        body = await self._render(view_created(shown) if delivery.event == "created" else shown, row.webhook_origin)
         signed_at = tries[-1].at if tries else self._clock.wall()
         signed = await self._signer.headers(account, id, signed_at // 1_000_000, body)
         return Shown(delivery, tries, Request({"content-type": "application/json", **signed}, body))

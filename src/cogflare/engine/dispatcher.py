@@ -53,6 +53,7 @@ class Seat:
     model_queue: str
     version_queue: str
     version: str
+    only: str | None = None  # model (owner/name) that its worker's token is for
     reserved: int = 0
     filling: bool = False
     again: bool = False
@@ -141,7 +142,8 @@ class Dispatcher:
     def claim(self, seat: Seat) -> list[Statement]:
         """Return the statements of a claim for a reserved slot; pass the rows they return to `settle`."""
         now = self._clock.wall()
-        wish = Claim(new_id(now), seat.link.worker, seat.link.epoch, seat.model_queue, seat.version_queue, seat.version)
+        queues = seat.model_queue, seat.version_queue
+        wish = Claim(new_id(now), seat.link.worker, seat.link.epoch, *queues, seat.version, seat.only)
         return store.claim(wish, now)
 
     def settle(self, seat: Seat, rows: Sequence[list[Row]]) -> Claimed | None:

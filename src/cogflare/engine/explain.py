@@ -83,6 +83,7 @@ class Queue(msgspec.Struct, frozen=True):
     starting: tuple[WorkerNote, ...]
     away: tuple[WorkerNote, ...]
     other_versions: tuple[str, ...]
+    unfit: tuple[WorkerNote, ...] = ()
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -251,7 +252,8 @@ class Explanations:
         return "assigned", "A slot is free for it, and it is being given out."
 
     async def _queue(self, group: Group, row: PredictionRow) -> Queue:
-        noted = [*group.quarantined[:_NAMED], *group.starting[:_NAMED], *group.away[:_NAMED]]
+        kinds = group.quarantined, group.unfit, group.starting, group.away
+        noted = [row for rows in kinds for row in rows[:_NAMED]]
         workers = await fleet.offerings(self._db, sorted({offer.worker for offer in noted})) if noted else {}
         now = self._clock.wall()
 
@@ -270,6 +272,7 @@ class Explanations:
             notes(group.starting),
             notes(group.away),
             group.versions,
+            notes(group.unfit),
         )
 
     def _eta(self, found: Forecast | None) -> Eta | None:
@@ -307,6 +310,12 @@ def _without_workers(row: PredictionRow, group: Group, queue: Queue) -> tuple[st
             f"Every worker that has {what} is set aside ({told}). It is asked again by and by; see to what is wrong"
             " there, or start another worker."
         )
+    if queue.unfit and not queue.away:
+        told = "; ".join(_unfit(note) for note in queue.unfit)
+        return "requirements_unmet", (
+            f"No connected worker that has {what} meets what the model requires: {told}. Start a worker on a machine"
+            f" that does, or change what it requires: cogflare models set {row.model}."
+        )
     if row.pinned and queue.other_versions:
         others = ", ".join(version[:12] for version in queue.other_versions[:3])
         return "version_not_offered", (
@@ -338,7 +347,11 @@ def _note(offer: OfferedRow, worker: Offering | None, account: str, now: int) ->
     is_shared = offer.account != account
     since_s = None if offer.setup_since is None else _seconds(offer.setup_since, now)
     name = worker.name if worker is not None else offer.worker
-    return WorkerNote(name, is_shared, None if is_shared else offer.quarantine, since_s)
+    return WorkerNote(name, is_shared, None if is_shared else offer.quarantine or offer.unmet or None, since_s)
+
+
+def _unfit(note: WorkerNote) -> str:
+    return f"{_named(note.name, note.is_shared)} {note.reason or 'lacks something of it'}"
 
 
 def _named(name: str, is_shared: bool) -> str:

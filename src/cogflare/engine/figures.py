@@ -67,8 +67,9 @@ class Key(msgspec.Struct, frozen=True):
 class Group(msgspec.Struct, frozen=True, dict=True):
     """What the workers of a group do, and what waits for them.
 
-    `serving` are connected and healthy and offer it, `quarantined` do and are set aside, `away` have lost their link,
-    `starting` set their model up; `versions` are those that healthy workers offer in place of the one that is wanted.
+    `serving` are connected and healthy and offer it, `quarantined` do and are set aside, `unfit` lack what it requires,
+    `away` have lost their link, `starting` set their model up; `versions` are those that healthy workers offer in place
+    of the one that is wanted.
     `kinds` has learned run times, for each slot's version and GPU those of its own.
     """
 
@@ -81,6 +82,7 @@ class Group(msgspec.Struct, frozen=True, dict=True):
     running: tuple[Running, ...]
     kinds: tuple[tuple[float, ...], ...]
     lines: tuple[Line, ...]
+    unfit: tuple[OfferedRow, ...] = ()
 
     @cached_property
     def workers(self) -> int:
@@ -211,6 +213,8 @@ class FleetFigures:
     async def _read(self, key: Key) -> Group:
         now = self._clock.wall()
         rows = await routing.fleet_of(self._db, key.pools, *_split(key.model))
+        unfit = [row for row in rows if row.unmet and row.state == "online"]
+        rows = [row for row in rows if not row.unmet]
         healthy = [row for row in rows if row.state == "online" and row.quarantine is None]
         serving = [row for row in healthy if key.version in (None, row.version)]
         wanted = [row for row in rows if key.version in (None, row.version) or row.version == ""]
@@ -232,6 +236,7 @@ class FleetFigures:
             running=tuple(await self._running(serving, sorted(queues), learned, now)),
             kinds=_kinds(serving, learned),
             lines=tuple(Line(*found) for found in await routing.flows(self._db, sorted(queues))),
+            unfit=tuple(row for row in unfit if key.version in (None, row.version)),
         )
 
     async def _running(

@@ -28,6 +28,7 @@ from cogflare.domain.clock import Clock
 from cogflare.domain.downloads import disposition
 from cogflare.domain.errors import NotFound, RequestError
 from cogflare.domain.ids import new_key
+from cogflare.domain.scopes import covers
 from cogflare.engine.intake import Intakes
 from cogflare.protocol.messages import AttemptKey, Count
 from cogflare.store import files as store
@@ -36,6 +37,7 @@ from cogflare.store.base import Conflict, Database
 from cogflare.store.files import FileRow
 
 MAX_FILE_BYTES: Final = 2 << 30
+MAX_FILES: Final = 1_000
 MAX_NAME_BYTES: Final = 255
 LINK_S: Final = 3600.0
 UNKNOWN_TYPE: Final = "application/octet-stream"
@@ -48,15 +50,24 @@ class Superseded(RequestError):
     """The attempt is over, or another one has taken its place: nothing more of it is wanted."""
 
 
+class TooManyFiles(RequestError):
+    """The attempt has announced as many files as it may."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"an attempt may have {limit} files")
+        self.limit = limit
+
+
 class NotUploaded(RequestError):
     """The blob store does not have the bytes that were announced."""
 
 
 class Sender(msgspec.Struct, frozen=True):
-    """The worker that speaks, and the account of the token it shows."""
+    """The worker that speaks, the account of the token it shows, and the models that this one is for (None: any)."""
 
     account: str
     worker: str
+    models: tuple[str, ...] | None = None
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -77,14 +88,22 @@ class FileTicket(msgspec.Struct, frozen=True):
 
 
 class Files:
-    """The files of all attempts. `max_file_bytes` bounds one file."""
+    """The files of all attempts. `max_file_bytes` bounds one, `max_files` how many a worker sends of an attempt."""
 
-    def __init__(self, db: Database, blobs: BlobStore, clock: Clock, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(
+        self,
+        db: Database,
+        blobs: BlobStore,
+        clock: Clock,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        max_files: int = MAX_FILES,
+    ) -> None:
         self._db = db
         self._blobs = blobs
         self._clock = clock
         self._intakes = Intakes()
         self._sealing: dict[str, asyncio.Task[None]] = {}
+        self._max_files = max_files
         self.max_file_bytes = max_file_bytes
 
     # --- workers ---------------------------------------------------------------------------------------------------
@@ -92,18 +111,21 @@ class Files:
     async def require_held(self, sender: Sender, key: AttemptKey) -> None:
         """See to it that this worker holds the attempt now; raises `NotFound` if it never did, else `Superseded`."""
         held = await predictions.held_attempt(self._db, *key, sender.worker, sender.account)
-        if held is None:
+        if held is None or not covers(sender.models, held[1]):
             raise NotFound
-        if not held:
+        if not held[0]:
             raise Superseded
 
     async def announce(
         self, sender: Sender, key: AttemptKey, filename: str, content_type: str, size: int | None = None
     ) -> FileTicket:
-        """Note a file that is about to come; raises `NotFound`, `Superseded`, or `BlobTooLarge` for its `size`."""
+        """Note a file that is about to come.
+
+        Raises `NotFound`, `Superseded`, `TooManyFiles`, or `BlobTooLarge` for its `size`.
+        """
         await self.require_held(sender, key)
         self._limit(size)
-        id, name, kind = await self._note(sender.worker, key, filename, content_type)
+        id, name, kind = await self._note(sender.worker, key, filename, content_type, self._max_files)
         return FileTicket(id, reference(id, name), await self._blobs.upload_target(id, label_of(name, kind), size))
 
     async def receive(self, sender: Sender, id: str, body: AsyncIterable[bytes], announced: int | None = None) -> None:
@@ -199,8 +221,13 @@ class Files:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    async def _note(self, holder: str, key: AttemptKey, filename: str, content_type: str) -> tuple[str, str, str]:
-        """Note a file that is about to come; returns its id, name and type, or raises `Superseded`."""
+    async def _note(
+        self, holder: str, key: AttemptKey, filename: str, content_type: str, most: int | None = None
+    ) -> tuple[str, str, str]:
+        """Note a file that is about to come; returns its id, name and type.
+
+        Raises `Superseded`, or `TooManyFiles` where the attempt has so many already.
+        """
         id, name, kind = new_key(), safe_name(filename), safe_type(content_type)
         added = await store.add_output(
             self._db,
@@ -211,9 +238,12 @@ class Files:
             name=name,
             content_type=kind,
             now=self._clock.wall(),
+            most=most,
         )
-        if not added:
+        if added is None:
             raise Superseded
+        if most is not None and not added:
+            raise TooManyFiles(most)
         return id, name, kind
 
     async def _require_pending(self, sender: Sender, id: str) -> FileRow:

@@ -54,6 +54,7 @@ class Leases:
         if self._has_refused(looked_at):
             self._watch_anew(now)
         self._silence(now)
+        self._links.expire()
         await self._departed(now)
         if now >= self._look_at:
             self._look_at = now + self._times.lease_s / 8

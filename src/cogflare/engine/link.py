@@ -15,7 +15,7 @@ from cogflare.domain.filefields import has_marks
 from cogflare.domain.ids import model_queue, version_queue
 from cogflare.engine.adoption import Ground, Port, adopt, free_unlisted, resumes_of
 from cogflare.engine.dispatcher import Seat
-from cogflare.engine.greeting import NotAdmitted, admit, row_of
+from cogflare.engine.greeting import NotAdmitted, admit, refusal, row_of
 from cogflare.engine.live import Live, bounded_metrics, commit_all, hook_of
 from cogflare.engine.pending import Pending
 from cogflare.protocol.codec import ProtocolError, frames
@@ -23,7 +23,6 @@ from cogflare.protocol.messages import (
     MAX_FRAME,
     PING,
     PONG,
-    PROTOCOL,
     AgentMessage,
     Answer,
     Assign,
@@ -36,6 +35,7 @@ from cogflare.protocol.messages import (
     Health,
     Heartbeat,
     Hello,
+    Inventory,
     Log,
     Metrics,
     Output,
@@ -83,6 +83,7 @@ class Link:
         self.heard_at = ground.clock.monotonic()
         self.is_away = False
         self.is_aside = False
+        self._unfit: frozenset[int] = frozenset()
 
     # --- the socket ------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,7 @@ class Link:
             return
         del self._ground.links[self.worker]
         self._ground.health.leave(self)
+        self._ground.matching.leave(self.worker)
         lives = self._lives()
         for live in lives:
             # Saved below, and by nobody else: two at once would cut the same data into pieces that overlap.
@@ -180,12 +182,13 @@ class Link:
     async def _hello(self, hello: Hello) -> None:
         ground = self._ground
         try:
-            await admit(ground, self.caller, hello)
-        except NotAdmitted as refusal:
-            self.reject(str(refusal), refusal.code)
+            version = await admit(ground, self.caller, hello)
+        except NotAdmitted as error:
+            self._refuse(error)
             return
         held = [(item.prediction, item.attempt) for item in hello.held]
-        opening = asyncio.ensure_future(fleet.open_link(ground.db, row_of(ground, self.caller, hello), held))
+        row = row_of(ground, self.caller, hello)
+        opening = asyncio.ensure_future(fleet.open_link(ground.db, row, held))
         try:
             opened = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -193,7 +196,7 @@ class Link:
             ground.spawn(self._undo(hello.worker, opening))
             raise
         if opened is None:
-            self.reject("this worker id belongs to another account; remove the agent's state folder", 4403)
+            self._refuse(await refusal(ground.db, self.caller, hello.worker))
             return
         self.worker = hello.worker
         self.epoch, adopted, standing = opened
@@ -208,27 +211,38 @@ class Link:
         left = [] if previous is None else previous._lives()
         for live in left:
             ground.predictions.drop(live)
-        self._welcome(resumes_of(ground, self, held, adopted))
-        for index, offer in enumerate(hello.offers):
-            queues = queues_of(self.caller.account, offer.owner, offer.name, offer.version)
-            self._seats.append(Seat(self, index, *queues, offer.version))
+        self._welcome(version, resumes_of(ground, self, held, adopted))
+        self._sit(hello, row.unmet)
         log.info("worker connected", worker=self.worker, name=hello.name, epoch=self.epoch, resumed=len(adopted))
         await free_unlisted(ground, self, set(held), {live.key: live for live in left})
         self._seats_changed()
 
+    def _sit(self, hello: Hello, unmet: str) -> None:
+        """Make a seat of each offer; `unmet` (JSON text) is what they were found to lack."""
+        for index, offer in enumerate(hello.offers):
+            queues = queues_of(self.caller.account, offer.owner, offer.name, offer.version)
+            # A version may be that of several models, and a limited token be for only some of them.
+            only = None if self.caller.models is None else f"{offer.owner}/{offer.name}"
+            self._seats.append(Seat(self, index, *queues, offer.version, only))
+        self._ground.matching.join(self, self.caller.account, hello, unmet)
+
     async def _undo(self, worker: str, opening: asyncio.Future[Opened | None]) -> None:
         opened = await opening
         departed = self._ground.departed
-        if opened is not None and departed.get(worker, (0, 0.0))[0] < opened[0]:
+        if opened is not None and departed.get(worker, (0, 0.0))[0] < opened.epoch:
             clock = self._ground.clock
-            departed[worker] = (opened[0], clock.monotonic() + self._ground.times.close_grace_s)
-            await self._ground.db.write(fleet.close_link(worker, opened[0], "away", clock.wall()))
+            departed[worker] = (opened.epoch, clock.monotonic() + self._ground.times.close_grace_s)
+            await self._ground.db.write(fleet.close_link(worker, opened.epoch, "away", clock.wall()))
 
-    def _welcome(self, resumes: list[Resume]) -> None:
+    def _refuse(self, refusal: NotAdmitted) -> None:
+        self.say(Reject(str(refusal), retry=refusal.after_s > 0, after_s=refusal.after_s))
+        self.close(refusal.code, str(refusal))
+
+    def _welcome(self, version: int, resumes: list[Resume]) -> None:
         ground, times, sizes = self._ground, self._ground.times, self._ground.sizes
         self._end.welcome(resumes)
         limits = sizes.log_bytes, sizes.output_bytes
-        about = PROTOCOL, self.epoch, ground.node, ground.server, times.heartbeat_s, times.silence_s
+        about = version, self.epoch, ground.node, ground.server, times.heartbeat_s, times.silence_s
         self.say(Welcome(*about, resumes, *limits))
         self.flush()
 
@@ -268,6 +282,8 @@ class Link:
             self._ground.dispatcher.changed(self._seats[message.offer])  # type: ignore[union-attr]
         elif kind is Health:
             self._ground.health.heard(self, message)  # type: ignore[arg-type]
+        elif kind is Inventory:
+            self._ground.matching.heard(self, message)  # type: ignore[arg-type]
         elif kind is Goodbye:
             self._goodbye(message)  # type: ignore[arg-type]
         else:
@@ -392,14 +408,15 @@ class Link:
 
     def free(self, offer: int) -> int:
         """Return how many predictions the worker could take on this offer."""
-        return 0 if self.is_away or self.is_aside else self._end.free(offer)
+        return 0 if self.is_away or self.is_aside or offer in self._unfit else self._end.free(offer)
 
     def assign(self, offer: int, claimed: Claimed) -> None:
         """Send a claimed prediction to the worker; on a link that has closed meanwhile, take it back."""
         predictions = self._ground.predictions
         key = (claimed.prediction, claimed.attempt)
-        if self._end.state is not LinkState.OPEN or self._end.free(offer) < 1 or self.is_aside:
-            why = "was set aside" if self.is_aside else "left"
+        is_unfit = offer in self._unfit
+        if self._end.state is not LinkState.OPEN or self._end.free(offer) < 1 or self.is_aside or is_unfit:
+            why = "was set aside" if self.is_aside else "lacks what it requires since" if is_unfit else "left"
             reason = f"worker {self.worker} {why} before it was sent"
             self._ground.spawn(self._ground.losses.rescue(key, reason, slot_free=True, is_innocent=True))
             return
@@ -444,6 +461,13 @@ class Link:
         """Give the worker nothing new while it is in quarantine; what it runs goes on."""
         if is_aside != self.is_aside:
             self.is_aside = is_aside
+            self._seats_changed()
+
+    def lack(self, unmet: Sequence[str]) -> None:
+        """Give the worker nothing new of offers whose requirements are not met; what it runs goes on."""
+        unfit = frozenset(offer for offer, text in enumerate(unmet) if text)
+        if unfit != self._unfit:
+            self._unfit = unfit
             self._seats_changed()
 
     def away(self) -> None:

@@ -24,7 +24,7 @@ from cogflare.engine.live import Live, view_live
 from cogflare.engine.losses import Losses
 from cogflare.engine.router import Plan, Router
 from cogflare.engine.stops import CHANNEL_CANCEL, CHANNEL_ENDED, Stops
-from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_waiting
+from cogflare.engine.views import PredictionView, load_parts, view, view_ended, view_new, view_waiting
 from cogflare.engine.waiters import Waiter, Waiters
 from cogflare.protocol.messages import AttemptKey, Finish, Verdict
 from cogflare.store import deliveries, fleet, limits
@@ -54,6 +54,7 @@ class Order(msgspec.Struct, frozen=True):
 
     `cancel_after` is in microseconds from the creation. `webhook_origin`, under which the client knows this server,
     begins the URLs in what the webhook gets. `route` is its own wish (JSON text), `hops` counts the servers before us.
+    `dialect`: how the client speaks, None for Replicate's way.
     """
 
     input: bytes
@@ -66,6 +67,7 @@ class Order(msgspec.Struct, frozen=True):
     webhook_origin: str | None = None
     route: str | None = None
     hops: int = 0
+    dialect: str | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -377,6 +379,7 @@ class Predictions:
             routed=plan.routed,
             route=order.route,
             hops=order.hops,
+            dialect=order.dialect,
         )
 
     async def _insert(self, new: NewPrediction, aside: Sequence[Statement] = ()) -> PredictionView:
@@ -395,25 +398,12 @@ class Predictions:
         return QueueFull(f"{whose} has reached its limit of {most} waiting predictions. {advice}")
 
     async def _write(self, new: NewPrediction, statements: Sequence[Statement]) -> PredictionView:
-        created = PredictionView(
-            new.id,
-            new.account,
-            f"{new.owner}/{new.name}",
-            new.version,
-            Status.STARTING,
-            0,
-            new.created_at,
-            store.raw(new.input),
-            deadline=new.deadline,
-            webhook=new.webhook,
-            webhook_events=new.webhook_events,
-            client_id=new.client_id,
-            stream_key=new.stream_key,
-        )
+        created = view_new(new)
         landed = Statement("get_prediction", {"id": new.id})
+        told = [] if new.dialect is None or new.webhook_host is None else [deliveries.hint(new.webhook_host)]
         seat = self._dispatcher.reserve(new.queues)
         if seat is None:
-            hints = [Hint(CHANNEL_QUEUE, queue) for queue in new.queues]
+            hints = [*told, *(Hint(CHANNEL_QUEUE, queue) for queue in new.queues)]
             await self._db.write(*statements, hints=hints, landed=landed, yields=True)
             self._poke(new)
             return created
@@ -421,7 +411,8 @@ class Predictions:
         try:
             end = len(statements)
             self._new[new.id] = created
-            rows = await self._db.write(*statements, *self._dispatcher.claim(seat), landed=landed, yields=True)
+            claim = self._dispatcher.claim(seat)
+            rows = await self._db.write(*statements, *claim, hints=told, landed=landed, yields=True)
         finally:
             if not rows:
                 self._dispatcher.cancel(seat)

@@ -171,12 +171,12 @@ class Providers:
         known = await store.find(self._db, account, name)
         opened = None
         if key is not None:
-            key = _checked_key(key)
+            key = checked_key(key)
             if key in url:
                 # Addresses are shown and logged.
                 raise BadProvider("the base URL has the key in it; give the key by itself")
             opened = self._opened(kind, url, key)
-            sealed, hint = self._sealer.seal(key.encode()), key[:_HINT_CHARS] if len(key) >= 4 * _HINT_CHARS else ""
+            sealed, hint = self._sealer.seal(key.encode()), hint_of(key)
         elif known is None:
             raise BadProvider("a new provider needs a key")
         elif not known.sealed:
@@ -324,8 +324,13 @@ def _checked(name: str, kind: str, base_url: str | None) -> str:
     return check_base_url(base_url if base_url is not None else BASE_URLS[kind])
 
 
-def _checked_key(key: str) -> str:
-    """Return the key without the blanks around it."""
+def hint_of(secret: str) -> str:
+    """Return what may be shown of a secret: how it begins, if that is little of it."""
+    return secret[:_HINT_CHARS] if len(secret) >= 4 * _HINT_CHARS else ""
+
+
+def checked_key(key: str) -> str:
+    """Return the key without the blanks around it; raises `BadProvider` for what cannot be one."""
     plain = key.strip()
     if not plain or len(plain) > _MAX_KEY_CHARS or not (plain.isascii() and plain.isprintable()) or " " in plain:
         raise BadProvider(f"a key is 1 to {_MAX_KEY_CHARS} printable characters of ASCII, without blanks")

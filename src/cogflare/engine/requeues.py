@@ -66,5 +66,7 @@ def _order(row: PredictionRow, text: str) -> Order:
         row.webhook_events,
         webhook_origin=row.webhook_origin,
         route=row.route,
+        cancel_after=row.deadline - row.created_at if row.dialect and row.deadline else None,
         hops=row.hops,
+        dialect=row.dialect,
     )

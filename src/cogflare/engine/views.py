@@ -9,7 +9,7 @@ from cogflare.domain.phases import Phase, Status
 from cogflare.engine.waiters import Ended
 from cogflare.store import predictions as store
 from cogflare.store.base import Database
-from cogflare.store.predictions import Chunk, PredictionRow
+from cogflare.store.predictions import Chunk, NewPrediction, PredictionRow
 
 _ABSENT: tuple[list[bytes], list[str], list[str]] = ([], [], [])
 
@@ -37,6 +37,7 @@ class PredictionView(msgspec.Struct, frozen=True):
     data_removed: bool = False
     client_id: str | None = None
     stream_key: str = ""
+    dialect: str | None = None
 
     @property
     def public_id(self) -> str:
@@ -129,12 +130,44 @@ def view(row: PredictionRow, parts: Parts) -> PredictionView:
         data_removed=bool(row.data_removed),
         client_id=row.client_id,
         stream_key=row.stream_key,
+        dialect=row.dialect,
+    )
+
+
+def view_new(new: NewPrediction) -> PredictionView:
+    """Show a prediction that is just being created."""
+    return PredictionView(
+        new.id,
+        new.account,
+        f"{new.owner}/{new.name}",
+        new.version,
+        Status.STARTING,
+        0,
+        new.created_at,
+        store.raw(new.input),
+        deadline=new.deadline,
+        webhook=new.webhook,
+        webhook_events=new.webhook_events,
+        client_id=new.client_id,
+        stream_key=new.stream_key,
+        dialect=new.dialect,
     )
 
 
 def view_waiting(base: PredictionView) -> PredictionView:
     """Show a prediction as when it was created: a client whose wait was in vain takes anything else for its end."""
     return msgspec.structs.replace(base, status=Status.STARTING, started_at=None, output=None, logs="", metrics=None)
+
+
+def view_created(base: PredictionView) -> PredictionView:
+    """Show a prediction as it was before anything came of it."""
+    return msgspec.structs.replace(view_waiting(base), attempt=0, completed_at=None, error=None)
+
+
+def view_begun(base: PredictionView) -> PredictionView:
+    """Show a prediction as it was when it had just begun to run."""
+    base = msgspec.structs.replace(base, output=None, logs="", metrics=None)
+    return msgspec.structs.replace(base, status=Status.PROCESSING, completed_at=None, error=None)
 
 
 def view_ended(base: PredictionView, ended: Ended) -> PredictionView:

@@ -50,7 +50,7 @@ class Signer(Protocol):
 class Render(Protocol):
     """What writes a prediction as webhooks show it, with its URLs under this origin, where one is known."""
 
-    def __call__(self, view: PredictionView, origin: str | None, /) -> bytes:
+    async def __call__(self, view: PredictionView, origin: str | None, /) -> bytes:
         """Return the body."""
         ...
 

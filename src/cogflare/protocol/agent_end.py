@@ -19,6 +19,7 @@ from cogflare.protocol.codec import Decoder, ProtocolError, frames, server_frame
 from cogflare.protocol.messages import (
     MAX_ITEMS,
     MAX_REASON,
+    OLDEST,
     PING,
     PONG,
     PROTOCOL,
@@ -34,7 +35,9 @@ from cogflare.protocol.messages import (
     Heartbeat,
     Held,
     Hello,
+    Inventory,
     Log,
+    Machine,
     Metrics,
     Offer,
     Output,
@@ -78,12 +81,14 @@ class AgentEnd:
         self.name = name
         self.offers = offers
         self.agent = agent
+        self.machine: Machine | None = None
         self.kept: dict[AttemptKey, Kept] = {}
         self.open = False
         self._slots = [offer.slots for offer in offers]
         self._used = [0] * len(offers)
         self._told_slots: list[int] = []
         self._told_held: list[AttemptKey] = []
+        self._told_machine: Machine | None = None
         self._outbox: list[AgentMessage] = []
         self._unsent = 0
         self._health: Health | None = None
@@ -100,9 +105,11 @@ class AgentEnd:
             for (prediction, attempt), kept in self.kept.items()
         ]
         self._told_held, self._told_slots = list(self.kept), list(self._slots)
+        self._told_machine = self.machine
         pairs = zip(self.offers, self._slots, strict=True)
         offers = [msgspec.structs.replace(offer, slots=slots) for offer, slots in pairs]
-        return frames([Hello(PROTOCOL, self.worker, self.instance, self.name, offers, held, self.agent)])
+        about = self.worker, self.instance, self.name, offers, held, self.agent, self.machine
+        return frames([Hello(PROTOCOL, *about, OLDEST)])
 
     def disconnected(self) -> None:
         """Note that the link is gone; what is recorded from now on waits for the next."""
@@ -166,6 +173,8 @@ class AgentEnd:
         for offer, slots in enumerate(self._slots):
             if slots != self._told_slots[offer]:
                 self._send(Capacity(offer, slots))
+        if self.machine is not None and self.machine is not self._told_machine:
+            self._send(Inventory(self.machine))
         if self._health is not None and not (self._health.ok and self._is_health_told):
             self._tell_health(self._health)
         words = {(resume.prediction, resume.attempt): resume for resume in welcome.held}
@@ -320,6 +329,13 @@ class AgentEnd:
     def _tell_health(self, health: Health) -> None:
         self._health, self._is_health_told = health, self.open
         self._send(health)
+
+    def inventory(self, machine: Machine) -> None:
+        """Tell what the worker runs on, as it is now; the next hello says it too."""
+        self.machine = machine
+        if self.open:
+            self._told_machine = machine
+        self._send(Inventory(machine))
 
     def goodbye(self, reason: str) -> None:
         """Give up all that is held: the server may run it elsewhere at once."""

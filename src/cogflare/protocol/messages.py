@@ -11,7 +11,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from cogflare.domain.requirements import MAX_TAGS, Tag
+
 PROTOCOL = 1
+OLDEST = 1  # version of the protocol that this end still understands
 SUBPROTOCOL = "cogflare.v1"
 LINK_PATH = "/worker/v1/link"
 PING = "ping"
@@ -31,6 +34,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[0-9A-Za-z][
 AttemptKey = tuple[Id, Count]  # prediction id, attempt number
 FinishStatus = Literal["succeeded", "failed", "canceled", "lost"]
 Verdict = Literal["committed", "superseded", "unknown"]
+Text = Annotated[str, Meta(max_length=200, pattern=r"^[^\0]*\Z")]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -70,11 +74,41 @@ class Resume(msgspec.Struct, frozen=True, omit_defaults=True):
     log_bytes: Count = 0
 
 
+class Gpu(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A GPU that models of the worker may use. Memory in units of 2^20 bytes; `free_mb` None: not known."""
+
+    name: Text = ""
+    vram_mb: Count = 0
+    free_mb: Count | None = None
+
+
+class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker runs on, as far as its agent knows; 0 and empty mean that it does not.
+
+    `driver` and `cuda` are versions of NVIDIA's driver and of what it can run. `region` and `tags` are words of
+    its owner.
+    """
+
+    gpus: Annotated[tuple[Gpu, ...], Meta(max_length=64)] = ()
+    driver: Text = ""
+    cuda: Text = ""
+    cpus: Count = 0
+    ram_mb: Count = 0
+    disk_free_mb: Count = 0
+    os: Text = ""
+    python: Text = ""
+    region: Text = ""
+    tags: Annotated[tuple[Tag, ...], Meta(max_length=MAX_TAGS)] = ()
+
+
 # --- agent to server ---------------------------------------------------------------------------------------------
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """Opens a link. `worker` is stable per machine and offer; `instance` is new with every agent process."""
+    """Opens a link. `worker` is stable per machine and offer; `instance` is new with every agent process.
+
+    The agent understands the versions `oldest` (0: no other) to `protocol`.
+    """
 
     protocol: int
     worker: Id
@@ -83,6 +117,8 @@ class Hello(Message, frozen=True, tag="hello"):
     offers: Annotated[list[Offer], Meta(min_length=1, max_length=64)]
     held: list[Held] = []
     agent: dict[str, str] = {}
+    machine: Machine | None = None
+    oldest: int = 0
 
 
 class Started(Message, frozen=True, tag="started"):
@@ -169,6 +205,12 @@ class Health(Message, frozen=True, tag="health"):
     reason: str = ""
 
 
+class Inventory(Message, frozen=True, tag="inventory"):
+    """What the worker runs on is not what its hello, or the last of these, said: at most once a minute."""
+
+    machine: Machine
+
+
 class Goodbye(Message, frozen=True, tag="goodbye"):
     """The agent leaves for good: what it holds may run elsewhere at once."""
 
@@ -180,6 +222,8 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 
 class Welcome(Message, frozen=True, tag="welcome"):
     """Answers a hello. `epoch` numbers the worker's links; `held` has a word on each attempt of the hello.
+
+    `protocol` is the version that holds for the link, `server` the release of Cogflare.
 
     What passes the limits on sizes the server cuts off; an agent need not send, or keep, much more.
     """
@@ -238,11 +282,14 @@ class Restarting(Message, frozen=True, tag="restarting"):
 
 
 class Reject(Message, frozen=True, tag="reject"):
-    """The link is refused or ended for `reason`; `retry` says whether to come back."""
+    """The link is refused or ended for `reason`; `retry` says whether to come back, not before `after_s` seconds."""
 
     reason: str
     retry: bool = False
+    after_s: float = 0.0
 
 
-AgentMessage = Hello | Started | Output | Log | Metrics | Finish | SlotFree | Capacity | Heartbeat | Health | Goodbye
+AgentMessage = (
+    Hello | Started | Output | Log | Metrics | Finish | SlotFree | Capacity | Heartbeat | Health | Inventory | Goodbye
+)
 ServerMessage = Welcome | Assign | Answer | Cancel | Renewed | Probe | Drain | Restarting | Reject

@@ -22,6 +22,7 @@ from cogflare.protocol.messages import (
     Health,
     Heartbeat,
     Hello,
+    Inventory,
     Resume,
     SlotFree,
     Started,
@@ -82,7 +83,7 @@ class ServerEnd:
             return True
         if kind is SlotFree:
             return self.release((message.prediction, message.attempt))  # type: ignore[union-attr]
-        if kind in (Heartbeat, Health):
+        if kind in (Heartbeat, Health, Inventory):
             return True
         if kind is Capacity:
             return self._resize(message)  # type: ignore[arg-type]

@@ -1,10 +1,11 @@
 """Accounts, tokens, models and versions: typed functions over named queries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from cogflare.store.base import Database, Statement, Value
+from cogflare.store.base import Database, Hint, Statement, Value
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -17,7 +18,10 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who a valid token speaks for; `kind` is admin, api or worker; `expires_at` in microseconds."""
+    """Who a valid token speaks for; `kind` is admin, api or worker; `expires_at` in microseconds.
+
+    `models` is what a worker's token is limited to; None: to nothing.
+    """
 
     token: str
     account: str
@@ -26,10 +30,14 @@ class Caller(msgspec.Struct, frozen=True):
     username: str
     name: str
     account_kind: str
+    models: tuple[str, ...] | None = None
 
 
 class TokenRow(msgspec.Struct, frozen=True):
-    """A token as listed: never the secret, only its `hint` (first characters)."""
+    """A token as listed: never the secret, only its `hint` (first characters).
+
+    `max_connections` is how many workers may be connected with it, `connections` how many are, where that was counted.
+    """
 
     id: str
     username: str
@@ -39,6 +47,9 @@ class TokenRow(msgspec.Struct, frozen=True):
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    models: tuple[str, ...] | None
+    max_connections: int | None
+    connections: int | None = None
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -55,7 +66,10 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model with its latest version, if it has one; a limit that its owner has not set is None."""
+    """A model with its latest version, if it has one; a limit that its owner has not set is None.
+
+    `requirements` is JSON text.
+    """
 
     account: str
     owner: str
@@ -67,6 +81,7 @@ class Model(msgspec.Struct, frozen=True):
     run_limit_s: float | None
     start_limit_s: float | None
     max_queued: int | None
+    requirements: str | None
     latest: Version | None
 
 
@@ -81,12 +96,17 @@ class NewToken(msgspec.Struct, frozen=True):
     hint: str
     now: int
     expires_at: int | None = None
+    models: tuple[str, ...] | None = None
+    max_connections: int | None = None
 
 
 async def find_token(db: Database, digest: str) -> Caller | None:
     """Return the caller of a token that is not revoked, by the hash of its secret."""
     rows = await db.read("find_token", hash=digest)
-    return Caller(*rows[0]) if rows else None
+    if not rows:
+        return None
+    fields = [*rows[0][:-1], _models(rows[0][-1])]
+    return Caller(*fields)
 
 
 async def find_account(db: Database, username: str) -> Account | None:
@@ -103,14 +123,19 @@ async def get_account(db: Database, id: str) -> Account | None:
 
 async def add_token(db: Database, account: str, token: NewToken) -> bool:
     """Store a token, making its account (with id `account`) if there is none of that name; False if it was there."""
-    rows = await db.write(
-        Statement(
-            "insert_account",
-            {"id": account, "username": token.username, "name": token.username, "kind": "user", "now": token.now},
-        ),
-        Statement("insert_token", msgspec.structs.asdict(token)),
-    )
+    rows = await db.write(new_account(account, token.username, token.now), new_token(token))
     return bool(rows[1])
+
+
+def new_account(id: str, username: str, now: int) -> Statement:
+    """Return the statement that makes an account, if there is none of that name."""
+    return Statement("insert_account", {"id": id, "username": username, "name": username, "kind": "user", "now": now})
+
+
+def new_token(token: NewToken) -> Statement:
+    """Return the statement that stores a token of an account that is there; it answers a row if the secret is new."""
+    models = None if token.models is None else msgspec.json.encode(token.models).decode()
+    return Statement("insert_token", {**msgspec.structs.asdict(token), "models": models})
 
 
 async def has_token(db: Database, account: str, token: str) -> bool:
@@ -120,7 +145,13 @@ async def has_token(db: Database, account: str, token: str) -> bool:
 
 async def list_tokens(db: Database, account: str | None, after: str, limit: int) -> list[TokenRow]:
     """Return tokens by id; `account` None means all accounts."""
-    return [TokenRow(*row) for row in await db.read("list_tokens", account=account, after=after, limit=limit)]
+    return [_token(*row) for row in await db.read("list_tokens", account=account, after=after, limit=limit)]
+
+
+async def get_token(db: Database, id: str) -> TokenRow | None:
+    """Return the token of that id."""
+    rows = await db.read("get_token", id=id)
+    return _token(*rows[0]) if rows else None
 
 
 async def has_admin(db: Database, now: int) -> bool:
@@ -162,10 +193,13 @@ async def catalogs_with(db: Database, account: str, owner: str, name: str) -> tu
     return tuple(row[0] for row in await db.read("catalogs_with", account=account, owner=owner, name=name))
 
 
-async def set_model(db: Database, account: str, owner: str, name: str, changes: Mapping[str, Value]) -> bool:
+async def set_model(
+    db: Database, account: str, owner: str, name: str, changes: Mapping[str, Value], hints: Sequence[Hint] = ()
+) -> bool:
     """Change columns of a model of this account; False if it has no such model."""
     key = {"account": account, "owner": owner, "name": name}
-    rows = await db.write(Statement("set_model", {**key, "changes": msgspec.json.encode(changes).decode()}))
+    change = Statement("set_model", {**key, "changes": msgspec.json.encode(changes).decode()})
+    rows = await db.write(change, hints=hints)
     return bool(rows[0])
 
 
@@ -181,6 +215,15 @@ def register(version: Version) -> list[Statement]:
     ]
 
 
+def _models(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(msgspec.json.decode(text, type=list[str]))
+
+
+def _token(*row: Any) -> TokenRow:
+    fields = [*row[:8], _models(row[8]), *row[9:]]
+    return TokenRow(*fields)
+
+
 def _model(
     account: str,
     owner: str,
@@ -192,6 +235,7 @@ def _model(
     run_limit_s: float | None,
     start_limit_s: float | None,
     max_queued: int | None,
+    requirements: str | None,
     *latest: str | int | None,
 ) -> Model:
     version = None
@@ -205,5 +249,5 @@ def _model(
             },
             Version,
         )
-    limits = (run_limit_s, start_limit_s, max_queued)
+    limits = (run_limit_s, start_limit_s, max_queued, requirements)
     return Model(account, owner, name, description, run_count, bool(rerun), created_at, *limits, version)

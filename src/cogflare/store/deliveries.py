@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from cogflare.domain.webhooks import Event
+from cogflare.domain.webhooks import Event, Subject
 from cogflare.store.base import Database, Hint, Row, Statement, Value
 
 CHANNEL_DELIVERY = "delivery"
@@ -24,7 +24,7 @@ class Delivery(msgspec.Struct, frozen=True):
     id: str
     account: str
     prediction: str
-    event: Event
+    event: Subject
     url: str
     host: str
     state: str

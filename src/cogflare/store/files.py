@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cogflare.store.base import Database, Statement
+from cogflare.store.base import Conflict, Database, Statement, Value
 
 
 class FileRow(msgspec.Struct, frozen=True):
@@ -31,24 +31,31 @@ class FileRow(msgspec.Struct, frozen=True):
 
 
 async def add_output(
-    db: Database, *, id: str, prediction: str, attempt: int, worker: str, name: str, content_type: str, now: int
-) -> bool:
-    """Note an output file that is about to be written; False unless the worker holds the current attempt."""
-    rows = await db.write(
-        Statement(
-            "insert_output_file",
-            {
-                "id": id,
-                "prediction": prediction,
-                "attempt": attempt,
-                "worker": worker,
-                "name": name,
-                "content_type": content_type,
-                "now": now,
-            },
+    db: Database,
+    *,
+    id: str,
+    prediction: str,
+    attempt: int,
+    worker: str,
+    name: str,
+    content_type: str,
+    now: int,
+    most: int | None = None,
+) -> bool | None:
+    """Note an output file that is about to be written, one of at most so many of the attempt.
+
+    None unless the worker holds the current attempt; False where it has as many already.
+    """
+    key: dict[str, Value] = {"prediction": prediction, "attempt": attempt}
+    file: dict[str, Value] = {"id": id, "name": name, "content_type": content_type, "now": now, "most": most}
+    try:
+        _, added = await db.write(
+            Statement("hold_attempt", {**key, "worker": worker}, needs="row"),
+            Statement("insert_output_file", {**key, **file}),
         )
-    )
-    return bool(rows[0])
+    except Conflict:
+        return None
+    return bool(added)
 
 
 async def complete(db: Database, id: str, size: int, sha256: str, md5: str | None) -> bool:

@@ -12,7 +12,10 @@ AttemptKey = tuple[str, int]
 
 
 class Link(msgspec.Struct, frozen=True):
-    """What a hello writes. `offers` and `agent` are JSON text; `now` is in microseconds."""
+    """What a hello writes. `offers`, `agent`, `machine` and `unmet` are JSON text; `now` is in microseconds.
+
+    `unmet` has for each offer what its model requires and the machine has not.
+    """
 
     id: str
     account: str
@@ -25,6 +28,8 @@ class Link(msgspec.Struct, frozen=True):
     now: int
     probation: int = 0
     """Losses in a row that a worker is given whose new process ends a quarantine."""
+    machine: str = "{}"
+    unmet: str = "[]"
 
 
 class HeldAttempt(msgspec.Struct, frozen=True):
@@ -71,7 +76,7 @@ class AttemptState(msgspec.Struct, frozen=True):
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
-    """A worker as listed; `busy` counts its occupied slots."""
+    """A worker as listed; `busy` counts its occupied slots. `offers`, `agent`, `machine` and `unmet` are JSON text."""
 
     id: str
     account: str
@@ -85,6 +90,10 @@ class WorkerRow(msgspec.Struct, frozen=True):
     changed_at: int
     quarantine: str | None
     quarantined_at: int | None
+    machine: str
+    unmet: str
+    setup_since: int | None
+    token: str
     busy: int
 
 
@@ -115,10 +124,16 @@ def _keys(held: Sequence[AttemptKey]) -> str:
 
 
 async def open_link(db: Database, link: Link, held: Sequence[AttemptKey]) -> Opened | None:
-    """Raise the worker's epoch and take over the listed attempts that are current; None: another account's id."""
+    """Raise the worker's epoch and take over the listed attempts that are current.
+
+    None: the id is another account's, or as many workers are connected with the token as it lets. Who counts them holds
+    the row of the token, so that two who come at once cannot both be the last for whom there is room, on any nodes.
+    """
     key = {"worker": link.id, "held": _keys(held)}
     try:
-        opened, _, _, adopted, _ = await db.write(
+        _, _, opened, _, _, adopted, _ = await db.write(
+            Statement("limited_token", {"token": link.token}),
+            Statement("token_has_room", {"token": link.token, "worker": link.id}, needs="row"),
             Statement("open_link", msgspec.structs.asdict(link), needs="row"),
             Statement("readopt_predictions", key),
             Statement("drop_held_entries", {"held": key["held"]}),
@@ -192,6 +207,12 @@ def gpu_of(agent: str) -> str:
 
 def _models(offers: str) -> dict[str, str]:
     return {offer["version"]: f"{offer['owner']}/{offer['name']}" for offer in msgspec.json.decode(offers)}
+
+
+async def get_worker(db: Database, id: str) -> WorkerRow | None:
+    """Return a worker."""
+    rows = await db.read("get_worker", id=id)
+    return WorkerRow(*rows[0]) if rows else None
 
 
 async def list_workers(db: Database, account: str | None, after: str, limit: int) -> list[WorkerRow]:

@@ -25,6 +25,14 @@ class Bytes(NamedTuple):
     output_file_bytes: int
 
 
+class Ran(NamedTuple):
+    """Who holds the last attempt of a prediction; of a provider its kind, and its own name for the run, if known."""
+
+    holder: str
+    kind: str | None
+    remote_id: str | None
+
+
 async def entries_of(db: Database, prediction: str) -> list[Entry]:
     """Return what a prediction has in queues."""
     return [Entry(*row) for row in await db.read("entries_of", prediction=prediction)]
@@ -44,6 +52,12 @@ async def dearest(
     """Return the longest time (microseconds) and the highest cost (micros) of a model's last runs at a provider."""
     rows = await db.read("dearest", account=account, provider=provider, model=model, since=since, limit=limit)
     return rows[0][0], rows[0][1]
+
+
+async def ran_where(db: Database, prediction: str) -> Ran | None:
+    """Return where a prediction runs, or ran last; None before its first attempt."""
+    rows = await db.read("ran_where", prediction=prediction)
+    return Ran(*rows[0]) if rows else None
 
 
 async def attempt_costs(db: Database, prediction: str) -> dict[int, float]:

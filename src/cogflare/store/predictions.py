@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from cogflare.domain.ids import is_route_queue, model_queue, version_queue
 from cogflare.domain.phases import Phase, Status
+from cogflare.domain.webhooks import UNKNOWN_HOST
 from cogflare.store.base import Database, Row, Statement, Value
 
 INLINE_BYTES = 8_192  # a larger input, output or log lies apart from the prediction's row
@@ -22,6 +23,7 @@ class NewPrediction(msgspec.Struct, frozen=True):
 
     It is written only while fewer than `max_queued` wait for the account, and than `max_queued_model` for the model.
     `routed`: a provider may run it too. `route` is the request's own wish (JSON), `hops` the servers it came through.
+    `dialect`: how its client speaks, None for Replicate's way.
     """
 
     id: str
@@ -51,6 +53,7 @@ class NewPrediction(msgspec.Struct, frozen=True):
     routed: bool = False
     route: str | None = None
     hops: int = 0
+    dialect: str | None = None
 
 
 class PredictionRow(msgspec.Struct, frozen=True):
@@ -93,10 +96,14 @@ class PredictionRow(msgspec.Struct, frozen=True):
     routed: bool
     route: str | None
     hops: int
+    dialect: str | None
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A free slot that asks for work: the queues of one offer of one worker, under one link."""
+    """A free slot that asks for work: the queues of one offer of one worker, under one link.
+
+    With a `model` (owner/name) it takes predictions of no other, whatever else is pinned to the same version.
+    """
 
     id: str
     worker: str
@@ -104,6 +111,7 @@ class Claim(msgspec.Struct, frozen=True):
     model_queue: str
     version_queue: str
     version: str
+    model: str | None = None
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -206,9 +214,18 @@ def insert(new: NewPrediction) -> list[Statement]:
             Statement("insert_input_part", {"prediction": new.id, "part": part, "data": data})
             for part, data in enumerate(cut(new.input))
         ]
+    if new.dialect is not None and new.webhook is not None:
+        statements.append(_creation(new))
     # The count comes last: its row is shared by all creates of the model, and locked after what else they share.
     count = Statement("count_run", {"catalog": new.catalog, "owner": owner, "name": name})
     return [*statements, *enqueue(new.id, queues), count]
+
+
+def _creation(new: NewPrediction) -> Statement:
+    """Return the statement that writes the message about a creation; its id comes before those of later ones."""
+    fields: dict[str, Value] = {"account": new.account, "prediction": new.id, "url": new.webhook}
+    fields |= {"host": new.webhook_host or UNKNOWN_HOST, "now": new.created_at}
+    return Statement("announce_creation", {"id": f"msg_{new.id}_{0:012x}", **fields})
 
 
 def enqueue(
@@ -227,7 +244,7 @@ def enqueue(
 def claim(wish: Claim, now: int) -> list[Statement]:
     """Return the statements that give the slot its best entry. The first ends the unit if there is none."""
     key = {"worker": wish.worker, "claim": wish.id}
-    queues = {"model_queue": wish.model_queue, "version_queue": wish.version_queue}
+    queues = {"model_queue": wish.model_queue, "version_queue": wish.version_queue, "model": wish.model}
     return [
         Statement("claim_attempt", {**key, **queues, "epoch": wish.epoch, "now": now}, needs="row_or_stop"),
         Statement("assign_claimed", {**key, "version": wish.version}),
@@ -430,13 +447,15 @@ def raw(text: str) -> Raw:
     return Raw(text.encode())
 
 
-async def held_attempt(db: Database, prediction: str, attempt: int, worker: str, account: str) -> bool | None:
-    """Say whether this worker of this account holds the attempt now; None if it was never given it."""
+async def held_attempt(
+    db: Database, prediction: str, attempt: int, worker: str, account: str
+) -> tuple[bool, str] | None:
+    """Say whether this worker of this account holds the attempt now, and of which model; None: it never was given."""
     rows = await db.read("held_attempt", prediction=prediction, attempt=attempt, worker=worker, account=account)
     if not rows:
         return None
-    ended_at, current = rows[0]
-    return ended_at is None and current == attempt
+    ended_at, current, model = rows[0]
+    return ended_at is None and current == attempt, model
 
 
 async def put_result(db: Database, prediction: str, attempt: int, worker: str, text: str) -> None:

@@ -32,10 +32,15 @@ class ProviderRow(msgspec.Struct, frozen=True):
 
 async def put(db: Database, row: ProviderRow) -> ProviderRow:
     """Write a provider, or change the account's one of that name, which keeps its id and is paused no more."""
+    [rows] = await db.write(putting(row), hints=[Hint(CHANNEL_ROUTES, row.account)])
+    return ProviderRow(*rows[0])
+
+
+def putting(row: ProviderRow) -> Statement:
+    """Return the statement of `put`."""
     fields = msgspec.structs.asdict(row)
     del fields["paused_until"], fields["pause_reason"]
-    [rows] = await db.write(Statement("put_provider", fields), hints=[Hint(CHANNEL_ROUTES, row.account)])
-    return ProviderRow(*rows[0])
+    return Statement("put_provider", fields)
 
 
 async def get(db: Database, id: str) -> ProviderRow | None:

@@ -19,8 +19,13 @@ class RouteRow(msgspec.Struct, frozen=True):
 
 async def put(db: Database, account: str, model: str, policy: str, now: int, routed: bool) -> None:
     """Set a route; `routed` says whether it names a provider."""
+    await db.write(*putting(account, model, policy, now, routed), hints=[Hint(CHANNEL_ROUTES, account)])
+
+
+def putting(account: str, model: str, policy: str, now: int, routed: bool) -> list[Statement]:
+    """Return the statements of `put`."""
     fields: dict[str, Value] = {"account": account, "model": model, "policy": policy, "routed": int(routed), "now": now}
-    await db.write(Statement("put_route", fields), _marking(account, model), hints=[Hint(CHANNEL_ROUTES, account)])
+    return [Statement("put_route", fields), _marking(account, model)]
 
 
 async def remove(db: Database, account: str, model: str) -> bool:

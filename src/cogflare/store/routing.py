@@ -33,7 +33,8 @@ class Candidate(msgspec.Struct, frozen=True):
 class OfferedRow(msgspec.Struct, frozen=True):
     """A model's version that a worker offers, with `busy` of its `slots` taken; `agent` is JSON text.
 
-    `setup_since`: it sets its model up; `quarantine`: why it gets no work.
+    `setup_since`: it sets its model up; `quarantine`: why it gets no work; `unmet`: what the model requires and its
+    machine has not.
     """
 
     worker: str
@@ -45,6 +46,7 @@ class OfferedRow(msgspec.Struct, frozen=True):
     busy: int
     agent: str
     setup_since: int | None
+    unmet: str = ""
 
 
 def _text(values: Sequence[str]) -> str:

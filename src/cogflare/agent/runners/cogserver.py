@@ -2,7 +2,8 @@
 
 A running prediction of coglet (Cog 0.17 and later, on a model with a schema) can be asked for by a PUT of its id with
 an input that no schema allows: while it runs the input is not looked at, after its end the answer is 422 and nothing
-starts. So ``poll`` and ``stream`` never run a model twice. Servers before coglet validate first and cannot be asked.
+starts. So ``poll`` and ``stream`` never run a model twice. The host of functions answers alike. Servers before coglet
+validate first and cannot be asked.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ class NotUnderWay(Exception):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """One answer of ``GET /health-check``. ``boot`` changes when the server starts anew."""
+    """One answer of ``GET /health-check``. ``boot`` changes when the server starts anew.
+
+    ``can_poll`` says whether a run of a model with a schema can be asked for without running it again.
+    """
 
     status: str
     setup_logs: str = ""
     boot: str | None = None
     cog_version: str = ""
     is_coglet: bool = False
+    can_poll: bool = False
     complaint: str | None = None
 
 
@@ -63,6 +68,7 @@ class CogServer:
             boot=setup.get("started_at"),
             cog_version=version.get("python_sdk") or version.get("cog") or "",
             is_coglet="coglet" in version,
+            can_poll="coglet" in version or "cogflare_host" in version,
             complaint=body.get("user_healthcheck_error"),
         )
 

@@ -41,15 +41,21 @@ class CogConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def read_config(folder: Path, slots: int | None) -> CogConfig:
-    """Read the folder's ``cog.yaml``; ``slots`` stands above what it says. Raises `SetupFailed`."""
+def read_config(folder: Path, slots: int | None, entry: str | None = None) -> CogConfig:
+    """Read the folder's ``cog.yaml``; ``slots`` stands above what it says. Raises `SetupFailed`.
+
+    An ``entry`` is given where the environment is there already, as in a Cog image: no requirements are read then, and
+    if it is not empty, the file may be missing.
+    """
+    file = folder / "cog.yaml"
     try:
-        raw = yaml.safe_load((folder / "cog.yaml").read_text())
+        raw = {"run": entry} if entry and not file.exists() else yaml.safe_load(file.read_text())
         if not isinstance(raw, dict):
             raise SetupFailed(f"{folder / 'cog.yaml'} is not a mapping")
         build = raw.get("build") or {}
         requirements_file = str(build.get("python_requirements") or "")
-        requirements = (folder / requirements_file).read_text() if requirements_file else ""
+        is_wanted = requirements_file and entry is None
+        requirements = (folder / requirements_file).read_text() if is_wanted else ""
         entry = str(raw.get("run") or raw.get("predict") or "")
         if not entry:
             raise SetupFailed(f"{folder / 'cog.yaml'} names no model: it has neither run: nor predict:")

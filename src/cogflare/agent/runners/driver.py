@@ -60,7 +60,7 @@ class CogDriver:
     ) -> None:
         self._server, self._receiver, self._sink, self._shape = server, receiver, sink, shape
         self._boot, self._slots, self._broken = health.boot, slots, broken
-        self._can_poll = health.is_coglet and bool(shape.schema)
+        self._can_poll = health.can_poll and bool(shape.schema)
         self._runs: dict[str, Following] = {}
         self._gone_since: dict[str, float] = {}
         self._complaints = 0
@@ -197,7 +197,7 @@ async def wait_ready(server: CogServer, log: LogSink, reach_s: float, news: Call
             return health
         if health and health.status != "STARTING":
             if news:  # the traceback stands in the reported log alone
-                log(health.setup_logs)
+                log(health.setup_logs.removeprefix(said))
             why = last_lines(health.setup_logs) or last_lines(said)
             raise SetupFailed(f"the model's setup ended as {health.status}\n{why}".rstrip())
         await asyncio.sleep(pause)

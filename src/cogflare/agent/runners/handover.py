@@ -35,6 +35,14 @@ class Server(msgspec.Struct, frozen=True):
     scratch: str
 
 
+class LeftContainer(msgspec.Struct, frozen=True):
+    """A container that the agent made, and where its server is; ``started`` tells one life of it from the next."""
+
+    id: str
+    started: str
+    url: str
+
+
 class Handover(msgspec.Struct, frozen=True):
     """The model as it was left. ``content`` tells one model, environment and command from another.
 
@@ -48,6 +56,7 @@ class Handover(msgspec.Struct, frozen=True):
     boot: str | None = None
     server: Server | None = None
     files: list[str] = []
+    container: LeftContainer | None = None
 
 
 class Takeover:

@@ -16,6 +16,9 @@ from cogflare.agent.sources import Source
 
 _DRIVERS = {
     "FolderSource": "cogflare.agent.runners.cogfolder:open_folder",
+    "FunctionSource": "cogflare.agent.runners.function:open_function",
+    "HandlerSource": "cogflare.agent.runners.function:open_function",
+    "ImageSource": "cogflare.agent.runners.image:open_image",
     "UrlSource": "cogflare.agent.runners.coghttp:open_url",
 }
 

@@ -1,4 +1,4 @@
-"""The processes of a Cog server that an agent started: started, watched, taken over, ended as a whole.
+"""The processes of a model's server that an agent started: started, watched, taken over, ended as a whole.
 
 A minder (`minder.py`) stands between agent and server and leads their process group. It ends the group when no agent
 holds its cord any more, so a server outlives its agent by a bounded time, in which the next agent may take it over.
@@ -22,6 +22,7 @@ from cogflare.agent.runners import minder
 _GONE_S, _LOOK_S = 2.0, 0.5
 _TAIL_BYTES = 8192
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_MARKER = "CHILD_OF_COGFLARE"
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -76,7 +77,7 @@ class ServerProcess:
                 with (scratch / "server.log").open("wb") as sink:
                     process = await asyncio.create_subprocess_exec(
                         sys.executable, "-I", "-S", minder.__file__, str(keep_s), python, *arguments,
-                        cwd=folder, env=dict(environ), start_new_session=True,
+                        cwd=folder, env={**environ, _MARKER: "1"}, start_new_session=True,
                         stdin=reader, stdout=sink, stderr=asyncio.subprocess.STDOUT,
                     )  # fmt: skip
             except BaseException:
@@ -163,11 +164,11 @@ async def sweep(mark: Mark) -> None:
 def _kill_orphans(group: int) -> None:
     """Kill the members of a group without its leader.
 
-    While one lives the kernel gives the group's number to nobody else; still, only a Cog server's children go.
+    While one lives the kernel gives the group's number to nobody else; still, only what an agent has started goes.
     """
     for pid in _members(group):
         with suppress(OSError):
-            if b"COG_PREDICT_TYPE_STUB=" in Path(f"/proc/{pid}/environ").read_bytes():
+            if f"{_MARKER}=".encode() in Path(f"/proc/{pid}/environ").read_bytes():
                 os.kill(pid, signal.SIGKILL)
 
 

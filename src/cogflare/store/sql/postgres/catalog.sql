@@ -12,13 +12,14 @@ SELECT id, username, name, kind FROM accounts WHERE username = :username;
 
 -- name: insert_token
 -- Returns a row when the token is new; the same hash again changes nothing.
-INSERT INTO tokens (id, account, kind, name, hash, hint, created_at, expires_at)
-SELECT :id::text, id, :kind::text, :name::text, :hash::text, :hint::text, :now::bigint, :expires_at::bigint
+INSERT INTO tokens (id, account, kind, name, hash, hint, created_at, expires_at, models, max_connections)
+SELECT :id::text, id, :kind::text, :name::text, :hash::text, :hint::text, :now::bigint, :expires_at::bigint,
+    :models::text, :max_connections::bigint
 FROM accounts WHERE username = :username
 ON CONFLICT (hash) DO NOTHING RETURNING id;
 
 -- name: find_token
-SELECT t.id, t.account, t.kind, t.expires_at, a.username, a.name, a.kind
+SELECT t.id, t.account, t.kind, t.expires_at, a.username, a.name, a.kind, t.models
 FROM tokens AS t JOIN accounts AS a ON a.id = t.account
 WHERE t.hash = :hash AND t.revoked_at IS NULL;
 
@@ -29,9 +30,16 @@ SELECT 1 FROM tokens WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NU
 SELECT 1 FROM tokens WHERE id = :id AND account = :account;
 
 -- name: list_tokens
-SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at
+SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at, t.models, t.max_connections
 FROM tokens AS t JOIN accounts AS a ON a.id = t.account
 WHERE (:account::text IS NULL OR t.account = :account) AND t.id > :after ORDER BY t.id LIMIT :limit;
+
+-- name: get_token
+-- With the number of workers that are connected with it.
+SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at, t.models, t.max_connections,
+    (SELECT count(*) FROM workers AS w WHERE w.token = t.id AND w.state = 'online')
+FROM tokens AS t JOIN accounts AS a ON a.id = t.account
+WHERE t.id = :id;
 
 -- name: revoke_token
 UPDATE tokens SET revoked_at = coalesce(revoked_at, :now)
@@ -69,13 +77,16 @@ UPDATE models SET
     start_limit_s = CASE WHEN jsonb_exists(:changes::jsonb, 'start_limit_s')
         THEN (:changes::jsonb ->> 'start_limit_s')::double precision ELSE start_limit_s END,
     max_queued = CASE WHEN jsonb_exists(:changes::jsonb, 'max_queued')
-        THEN (:changes::jsonb ->> 'max_queued')::bigint ELSE max_queued END
+        THEN (:changes::jsonb ->> 'max_queued')::bigint ELSE max_queued END,
+    requirements = CASE WHEN jsonb_exists(:changes::jsonb, 'requirements')
+        THEN (:changes::jsonb ->> 'requirements') ELSE requirements END
 WHERE account = :account AND owner = :owner AND name = :name RETURNING name;
 
 -- name: find_model
 -- The account's own first, then what is shared.
 SELECT m.account, m.owner, m.name, m.description, m.run_count, m.rerun, m.created_at,
-    m.run_limit_s, m.start_limit_s, m.max_queued, v.id, v.cog_version, v.schema, v.output_kind, v.created_at
+    m.run_limit_s, m.start_limit_s, m.max_queued, m.requirements, v.id, v.cog_version, v.schema, v.output_kind,
+    v.created_at
 FROM models AS m
 LEFT JOIN versions AS v
     ON v.account = m.account AND v.id = m.latest_version AND v.owner = m.owner AND v.name = m.name
@@ -84,7 +95,8 @@ ORDER BY m.account = 'shared' LIMIT 1;
 
 -- name: list_models
 SELECT m.account, m.owner, m.name, m.description, m.run_count, m.rerun, m.created_at,
-    m.run_limit_s, m.start_limit_s, m.max_queued, v.id, v.cog_version, v.schema, v.output_kind, v.created_at
+    m.run_limit_s, m.start_limit_s, m.max_queued, m.requirements, v.id, v.cog_version, v.schema, v.output_kind,
+    v.created_at
 FROM models AS m
 LEFT JOIN versions AS v
     ON v.account = m.account AND v.id = m.latest_version AND v.owner = m.owner AND v.name = m.name

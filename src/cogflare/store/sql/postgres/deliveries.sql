@@ -24,14 +24,15 @@ WHERE state = 'pending' AND host = :host AND next_try_at > :ahead::bigint
 
 -- name: claim_deliveries
 -- Messages to a host that are due, for one try each: nobody else may before `until`. One of a prediction of which another
--- is being tried waits.
+-- is being tried waits, and so does one about what came after a creation, or a start, that is still to be told.
 UPDATE deliveries SET tries = tries + 1, next_try_at = :until, give_up_at = coalesce(give_up_at, :give_up_at)
 WHERE id = ANY (ARRAY(
     SELECT d.id FROM deliveries AS d
     WHERE d.state = 'pending' AND d.host = :host AND d.next_try_at <= :now
         AND NOT EXISTS (
             SELECT 1 FROM deliveries AS o
-            WHERE o.prediction = d.prediction AND o.id <> d.id AND o.state = 'pending' AND o.next_try_at > :now)
+            WHERE o.prediction = d.prediction AND o.id <> d.id AND o.state = 'pending'
+                AND (o.next_try_at > :now OR o.event = 'created' OR (o.event = 'start' AND d.event = 'completed')))
     ORDER BY d.next_try_at LIMIT :limit
     FOR UPDATE SKIP LOCKED))
 RETURNING id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at;
@@ -82,10 +83,16 @@ FROM predictions AS p WHERE p.id = :prediction AND p.phase = 'ended' AND p.webho
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
+-- name: announce_creation
+-- The message about the creation of a prediction, in the unit that creates it. It has one try; who dies over it leaves
+-- that to another.
+INSERT INTO deliveries (id, account, prediction, event, url, host, state, next_try_at, give_up_at, created_at)
+VALUES (:id, :account, :prediction, 'created', :url, :host, 'pending', :now, :now, :now);
+
 -- name: announced
--- What was told of a prediction before its end.
+-- What was told of a prediction that goes on, before its end.
 SELECT event, created_at, items, log_bytes FROM deliveries
-WHERE prediction = :prediction AND event <> 'completed' ORDER BY id;
+WHERE prediction = :prediction AND event NOT IN ('created', 'completed') ORDER BY id;
 
 -- name: get_delivery
 SELECT id, account, prediction, event, url, host, state, tries, next_try_at, give_up_at, created_at, ended_at

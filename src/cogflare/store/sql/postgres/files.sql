@@ -1,12 +1,19 @@
 -- Files: pending while they are written, bound once a finish names them, expired when their bytes are to go.
 
--- name: insert_output_file
--- Returns a row only for an attempt that this worker holds and that has not ended.
-INSERT INTO files (id, account, purpose, prediction, attempt, name, content_type, state, created_at)
-SELECT :id::text, p.account, 'output', p.id, a.attempt, :name::text, :content_type::text, 'pending', :now::bigint
-FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction AND p.attempt = a.attempt
+-- name: hold_attempt
+-- Returns a row only for an attempt that this worker holds and that has not ended; until the unit ends it does not, and
+-- what counts its files waits.
+SELECT 1 FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction AND p.attempt = a.attempt
 WHERE a.prediction = :prediction AND a.attempt = :attempt AND a.holder = :worker AND a.ended_at IS NULL
-FOR SHARE OF a
+FOR UPDATE OF a;
+
+-- name: insert_output_file
+-- Returns a row only where the attempt has fewer than `most` files.
+INSERT INTO files (id, account, purpose, prediction, attempt, name, content_type, state, created_at)
+SELECT :id::text, p.account, 'output', p.id, :attempt::bigint, :name::text, :content_type::text, 'pending', :now::bigint
+FROM predictions AS p
+WHERE p.id = :prediction AND (:most::bigint IS NULL OR :most::bigint > (
+    SELECT count(*) FROM files AS f WHERE f.prediction = :prediction AND f.attempt = :attempt::bigint))
 RETURNING id;
 
 -- name: complete_file

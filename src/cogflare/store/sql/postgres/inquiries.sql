@@ -42,3 +42,11 @@ UNION ALL
 SELECT 'output', count(*), coalesce(sum(f.size), 0)::bigint
 FROM files AS f
 WHERE f.prediction = :prediction AND f.attempt = :attempt AND f.purpose = 'output' AND f.size IS NOT NULL;
+
+-- name: ran_where
+-- Who has, or had, the last attempt; of a provider its kind, if it is still there, and its own name for the run.
+SELECT a.holder, p.kind, e.remote_id
+FROM attempts AS a
+LEFT JOIN errands AS e ON e.prediction = a.prediction AND e.attempt = a.attempt
+LEFT JOIN providers AS p ON p.id = e.provider
+WHERE a.prediction = :prediction ORDER BY a.attempt DESC LIMIT 1;

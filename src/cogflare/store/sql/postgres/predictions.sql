@@ -20,13 +20,13 @@
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
     webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin,
-    routed, route, hops
+    routed, route, hops, dialect
 )
 SELECT :id::text, :account::text, :token::text, :catalog::text, :model::text, :version::text, :pinned::bigint,
     :flow::text, :priority::bigint, 'queued', 'starting', :created_at::bigint, :deadline::bigint, :input::text,
     :webhook::text, :webhook_events::text, :stream_key::text, :client_id::text, :run_limit_s::double precision,
     :start_by::bigint, :webhook_host::text, :webhook_origin::text,
-    :routed::bigint, :route::text, :hops::bigint
+    :routed::bigint, :route::text, :hops::bigint, :dialect::text
 WHERE (:max_queued::bigint IS NULL
         OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
     AND (:max_queued_model::bigint IS NULL
@@ -48,8 +48,8 @@ UPDATE models SET run_count = run_count + 1 WHERE account = :catalog AND owner =
 
 -- name: claim_attempt
 -- The flows of the two queues by virtual time (two index scans, merged), and of the first that has an entry for this
--- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker or that
--- other transactions hold. Nothing here waits: what is locked is skipped, the link too while it is being replaced. A
+-- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker, are of
+-- other models than the only one (`model`) that its token is for, or that other transactions hold. Nothing here waits: what is locked is skipped, the link too while it is being replaced. A
 -- claim that went through keeps the worker's row shared until it is committed, so no newer link can miss it.
 INSERT INTO attempts (prediction, attempt, claim, queue, flow, holder, link_epoch, claimed_at)
 SELECT entry.prediction, entry.attempt + 1, :claim::text, best.queue, best.flow, link.id, link.link_epoch, :now::bigint
@@ -68,6 +68,7 @@ CROSS JOIN LATERAL (
     WHERE e.queue = best.queue AND e.flow = best.flow AND e.not_before IS NULL
         AND (e.avoid_worker IS NULL OR e.avoid_worker <> link.id
             OR e.avoid_until NOT BETWEEN :now::bigint + 1 AND :now::bigint + 60000000)
+        AND (:model::text IS NULL OR p.model = :model)
     ORDER BY e.priority, e.rank LIMIT 1
     FOR UPDATE OF p SKIP LOCKED FOR UPDATE OF e SKIP LOCKED
 ) AS entry
@@ -238,7 +239,7 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions WHERE id = :id;
 
 -- name: get_client_prediction
@@ -246,14 +247,14 @@ FROM predictions WHERE id = :id;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -262,7 +263,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -272,7 +273,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND model = :model AND (:status::text IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -283,7 +284,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND (:status::text IS NULL OR status = :status) AND (:model::text IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

@@ -44,7 +44,7 @@ WHERE not_before IS NOT NULL AND prediction IN (SELECT json_array_elements_text(
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND struck_out = 1 AND (:status::text IS NULL OR status = :status)
     AND (:model::text IS NULL OR model = :model)
@@ -56,7 +56,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND struck_out = 1 AND (:status::text IS NULL OR status = :status)
     AND (:model::text IS NULL OR model = :model)

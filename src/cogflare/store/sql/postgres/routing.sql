@@ -30,13 +30,14 @@ WHERE id = :prediction AND phase = 'queued' AND attempt = :attempt
 RETURNING id;
 
 -- name: fleet_of
--- The workers of these accounts with each of their offers of the model, and how many slots of that offer are taken.
+-- The workers of these accounts with each of their offers of the model, how many slots of that offer are taken, and what
+-- the model requires and their machine has not.
 SELECT w.id, w.account, w.state, w.quarantine, offer.value ->> 'version', (offer.value ->> 'slots')::bigint,
     (SELECT count(*) FROM attempts AS a
         WHERE a.holder = w.id AND a.slot_freed_at IS NULL
             AND a.queue IN (
                 w.account || '/' || :owner::text || '/' || :name::text, w.account || ':' || (offer.value ->> 'version'))),
-    w.agent, w.setup_since
+    w.agent, w.setup_since, coalesce(w.unmet::json ->> (offer.place - 1)::int, '')
 FROM workers AS w, json_array_elements(w.offers::json) WITH ORDINALITY AS offer (value, place)
 WHERE w.account = ANY (ARRAY(SELECT json_array_elements_text(:catalogs::json)))
     AND offer.value ->> 'owner' = :owner AND offer.value ->> 'name' = :name

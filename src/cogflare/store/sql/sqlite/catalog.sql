@@ -12,12 +12,12 @@ SELECT id, username, name, kind FROM accounts WHERE username = :username;
 
 -- name: insert_token
 -- Returns a row when the token is new; the same hash again changes nothing.
-INSERT INTO tokens (id, account, kind, name, hash, hint, created_at, expires_at)
-SELECT :id, id, :kind, :name, :hash, :hint, :now, :expires_at FROM accounts WHERE username = :username
+INSERT INTO tokens (id, account, kind, name, hash, hint, created_at, expires_at, models, max_connections)
+SELECT :id, id, :kind, :name, :hash, :hint, :now, :expires_at, :models, :max_connections FROM accounts WHERE username = :username
 ON CONFLICT (hash) DO NOTHING RETURNING id;
 
 -- name: find_token
-SELECT t.id, t.account, t.kind, t.expires_at, a.username, a.name, a.kind
+SELECT t.id, t.account, t.kind, t.expires_at, a.username, a.name, a.kind, t.models
 FROM tokens AS t JOIN accounts AS a ON a.id = t.account
 WHERE t.hash = :hash AND t.revoked_at IS NULL;
 
@@ -28,9 +28,16 @@ SELECT 1 FROM tokens WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NU
 SELECT 1 FROM tokens WHERE id = :id AND account = :account;
 
 -- name: list_tokens
-SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at
+SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at, t.models, t.max_connections
 FROM tokens AS t JOIN accounts AS a ON a.id = t.account
 WHERE (:account IS NULL OR t.account = :account) AND t.id > :after ORDER BY t.id LIMIT :limit;
+
+-- name: get_token
+-- With the number of workers that are connected with it.
+SELECT t.id, a.username, t.kind, t.name, t.hint, t.created_at, t.expires_at, t.revoked_at, t.models, t.max_connections,
+    (SELECT count(*) FROM workers AS w WHERE w.token = t.id AND w.state = 'online')
+FROM tokens AS t JOIN accounts AS a ON a.id = t.account
+WHERE t.id = :id;
 
 -- name: revoke_token
 UPDATE tokens SET revoked_at = coalesce(revoked_at, :now)
@@ -63,13 +70,15 @@ UPDATE models SET
     rerun = CASE WHEN json_type(:changes, '$.rerun') IS NULL THEN rerun ELSE :changes ->> 'rerun' END,
     run_limit_s = CASE WHEN json_type(:changes, '$.run_limit_s') IS NULL THEN run_limit_s ELSE :changes ->> 'run_limit_s' END,
     start_limit_s = CASE WHEN json_type(:changes, '$.start_limit_s') IS NULL THEN start_limit_s ELSE :changes ->> 'start_limit_s' END,
-    max_queued = CASE WHEN json_type(:changes, '$.max_queued') IS NULL THEN max_queued ELSE :changes ->> 'max_queued' END
+    max_queued = CASE WHEN json_type(:changes, '$.max_queued') IS NULL THEN max_queued ELSE :changes ->> 'max_queued' END,
+    requirements = CASE WHEN json_type(:changes, '$.requirements') IS NULL THEN requirements ELSE :changes ->> 'requirements' END
 WHERE account = :account AND owner = :owner AND name = :name RETURNING name;
 
 -- name: find_model
 -- The account's own first, then what is shared.
 SELECT m.account, m.owner, m.name, m.description, m.run_count, m.rerun, m.created_at,
-    m.run_limit_s, m.start_limit_s, m.max_queued, v.id, v.cog_version, v.schema, v.output_kind, v.created_at
+    m.run_limit_s, m.start_limit_s, m.max_queued, m.requirements, v.id, v.cog_version, v.schema, v.output_kind,
+    v.created_at
 FROM models AS m
 LEFT JOIN versions AS v
     ON v.account = m.account AND v.id = m.latest_version AND v.owner = m.owner AND v.name = m.name
@@ -78,7 +87,8 @@ ORDER BY m.account = 'shared' LIMIT 1;
 
 -- name: list_models
 SELECT m.account, m.owner, m.name, m.description, m.run_count, m.rerun, m.created_at,
-    m.run_limit_s, m.start_limit_s, m.max_queued, v.id, v.cog_version, v.schema, v.output_kind, v.created_at
+    m.run_limit_s, m.start_limit_s, m.max_queued, m.requirements, v.id, v.cog_version, v.schema, v.output_kind,
+    v.created_at
 FROM models AS m
 LEFT JOIN versions AS v
     ON v.account = m.account AND v.id = m.latest_version AND v.owner = m.owner AND v.name = m.name

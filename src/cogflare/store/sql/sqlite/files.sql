@@ -1,11 +1,18 @@
 -- Files: pending while they are written, bound once a finish names them, expired when their bytes are to go.
 
+-- name: hold_attempt
+-- Returns a row only for an attempt that this worker holds and that has not ended; until the unit ends it does not, and
+-- what counts its files waits.
+SELECT 1 FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction AND p.attempt = a.attempt
+WHERE a.prediction = :prediction AND a.attempt = :attempt AND a.holder = :worker AND a.ended_at IS NULL;
+
 -- name: insert_output_file
--- Returns a row only for an attempt that this worker holds and that has not ended.
+-- Returns a row only where the attempt has fewer than `most` files.
 INSERT INTO files (id, account, purpose, prediction, attempt, name, content_type, state, created_at)
-SELECT :id, p.account, 'output', p.id, a.attempt, :name, :content_type, 'pending', :now
-FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction AND p.attempt = a.attempt
-WHERE a.prediction = :prediction AND a.attempt = :attempt AND a.holder = :worker AND a.ended_at IS NULL
+SELECT :id, p.account, 'output', p.id, :attempt, :name, :content_type, 'pending', :now
+FROM predictions AS p
+WHERE p.id = :prediction AND (:most IS NULL OR :most > (
+    SELECT count(*) FROM files AS f WHERE f.prediction = :prediction AND f.attempt = :attempt))
 RETURNING id;
 
 -- name: complete_file

@@ -1,14 +1,26 @@
 -- Workers, their links, and the leases of what they hold.
 
+-- name: limited_token
+-- A token that lets only so many workers connect, kept from others until the unit ends: they count one after the other.
+SELECT id FROM tokens WHERE id = :token AND max_connections IS NOT NULL;
+
+-- name: token_has_room
+-- Whether fewer workers are connected with the token than it lets, not counting this one, which may be coming back.
+SELECT 1 WHERE NOT EXISTS (
+    SELECT 1 FROM tokens AS t WHERE t.id = :token AND t.max_connections <= (
+        SELECT count(*) FROM workers AS w WHERE w.token = t.id AND w.state = 'online' AND w.id <> :worker));
+
 -- name: open_link
 -- Raises the epoch; a worker id that belongs to another account returns no row. A new agent process has set its model
 -- up again: it comes out of quarantine, one loss away (`probation`) from the next.
 INSERT INTO workers (
-    id, account, token, name, instance, node, link_epoch, state, offers, agent, connected_at, changed_at
-) VALUES (:id, :account, :token, :name, :instance, :node, 1, 'online', :offers, :agent, :now, :now)
+    id, account, token, name, instance, node, link_epoch, state, offers, agent, machine, unmet, connected_at, changed_at
+) VALUES (
+    :id, :account, :token, :name, :instance, :node, 1, 'online', :offers, :agent, :machine, :unmet, :now, :now)
 ON CONFLICT (id) DO UPDATE SET
     token = excluded.token, name = excluded.name, instance = excluded.instance, node = excluded.node,
     link_epoch = workers.link_epoch + 1, state = 'online', offers = excluded.offers, agent = excluded.agent,
+    machine = excluded.machine, unmet = excluded.unmet,
     connected_at = excluded.connected_at, changed_at = excluded.changed_at, setup_since = NULL,
     losses = CASE WHEN workers.quarantine IS NOT NULL AND workers.instance <> excluded.instance THEN :probation
                   ELSE workers.losses END,
@@ -100,21 +112,29 @@ WHERE a.prediction = :prediction AND a.attempt = :attempt;
 
 -- name: list_workers
 SELECT w.id, w.account, w.name, w.node, w.link_epoch, w.state, w.offers, w.agent, w.connected_at, w.changed_at,
-    w.quarantine, w.quarantined_at,
+    w.quarantine, w.quarantined_at, w.machine, w.unmet, w.setup_since, w.token,
     (SELECT count(*) FROM attempts AS a WHERE a.holder = w.id AND a.slot_freed_at IS NULL)
 FROM workers AS w
 WHERE (:account IS NULL OR w.account = :account) AND w.id > :after ORDER BY w.id LIMIT :limit;
+
+-- name: get_worker
+SELECT w.id, w.account, w.name, w.node, w.link_epoch, w.state, w.offers, w.agent, w.connected_at, w.changed_at,
+    w.quarantine, w.quarantined_at, w.machine, w.unmet, w.setup_since, w.token,
+    (SELECT count(*) FROM attempts AS a WHERE a.holder = w.id AND a.slot_freed_at IS NULL)
+FROM workers AS w WHERE w.id = :id;
 
 -- name: worker_offerings
 SELECT id, account, name, offers, agent FROM workers WHERE id IN (SELECT value FROM json_each(:workers));
 
 -- name: has_other_worker
--- Whether a healthy worker other than `worker` is connected and offers the model, in the version if one is given.
+-- Whether a healthy worker other than `worker` is connected and offers the model, in the version if one is given, on a
+-- machine that has what it requires.
 SELECT 1 FROM workers AS w, json_each(w.offers) AS offer
 WHERE w.state = 'online' AND w.quarantine IS NULL AND w.id <> :worker
     AND w.account IN (SELECT value FROM json_each(:catalogs))
     AND offer.value ->> 'owner' = :owner AND offer.value ->> 'name' = :name
     AND (:version IS NULL OR offer.value ->> 'version' = :version)
+    AND coalesce(w.unmet ->> offer.key, '') = ''
 LIMIT 1;
 
 -- name: forget_worker
@@ -125,7 +145,7 @@ SELECT id, account, node, state FROM workers WHERE id = :id;
 
 -- name: held_attempt
 -- An attempt as the worker of this account that was given it may know it.
-SELECT a.ended_at, p.attempt
+SELECT a.ended_at, p.attempt, p.model
 FROM attempts AS a
 JOIN predictions AS p ON p.id = a.prediction
 JOIN workers AS w ON w.id = a.holder

@@ -6,11 +6,11 @@
 INSERT INTO predictions (
     id, account, token, catalog, model, version, pinned, flow, priority, phase, status, created_at, deadline, input,
     webhook, webhook_events, stream_key, client_id, run_limit_s, start_by, webhook_host, webhook_origin,
-    routed, route, hops
+    routed, route, hops, dialect
 )
 SELECT :id, :account, :token, :catalog, :model, :version, :pinned, :flow, :priority, 'queued', 'starting', :created_at,
     :deadline, :input, :webhook, :webhook_events, :stream_key, :client_id, :run_limit_s, :start_by,
-    :webhook_host, :webhook_origin, :routed, :route, :hops
+    :webhook_host, :webhook_origin, :routed, :route, :hops, :dialect
 WHERE (:max_queued IS NULL
         OR coalesce((SELECT sum(waiting) FROM flows WHERE flow = :flow AND waiting > 0), 0) < :max_queued)
     AND (:max_queued_model IS NULL
@@ -32,7 +32,8 @@ UPDATE models SET run_count = run_count + 1 WHERE account = :catalog AND owner =
 
 -- name: claim_attempt
 -- The flows of the two queues by virtual time (two index scans, merged), and of the first that has an entry for this
--- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker.
+-- worker that entry: two seeks, and more only where the best flow has nothing but entries that avoid the worker, or are
+-- of other models than the only one (`model`) that its token is for.
 INSERT INTO attempts (prediction, attempt, claim, queue, flow, holder, link_epoch, claimed_at)
 SELECT p.id, p.attempt + 1, :claim, best.queue, best.flow, :worker, :epoch, :now
 FROM (
@@ -46,6 +47,7 @@ CROSS JOIN predictions AS p ON p.phase = 'queued' AND p.id = (
     SELECT prediction FROM queue_entries
     WHERE queue = best.queue AND flow = best.flow AND not_before IS NULL
         AND (avoid_worker IS NULL OR avoid_worker <> :worker OR avoid_until NOT BETWEEN :now + 1 AND :now + 60000000)
+        AND (:model IS NULL OR :model = (SELECT model FROM predictions AS one WHERE one.id = queue_entries.prediction))
     ORDER BY priority, rank LIMIT 1)
 WHERE EXISTS (SELECT 1 FROM workers WHERE id = :worker AND link_epoch = :epoch)
 LIMIT 1
@@ -197,7 +199,7 @@ WHERE prediction = :prediction AND attempt = :attempt AND kind = 'result';
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions WHERE id = :id;
 
 -- name: get_client_prediction
@@ -205,14 +207,14 @@ FROM predictions WHERE id = :id;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions WHERE account = :account AND client_id = :client_id;
 
 -- name: list_predictions
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
 ORDER BY id DESC LIMIT :limit;
@@ -221,7 +223,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND status = :status AND id < :before AND id > :after
     AND created_at >= :created_from AND created_at < :created_to
@@ -231,7 +233,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND model = :model AND (:status IS NULL OR status = :status)
     AND id < :before AND id > :after AND created_at >= :created_from AND created_at < :created_to
@@ -242,7 +244,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND (:status IS NULL OR status = :status) AND (:model IS NULL OR model = :model)
     AND id > :after AND created_at >= :created_from AND created_at < :created_to

@@ -39,7 +39,7 @@ WHERE not_before IS NOT NULL AND prediction IN (SELECT value FROM json_each(:pre
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND struck_out = 1 AND (:status IS NULL OR status = :status)
     AND (:model IS NULL OR model = :model)
@@ -51,7 +51,7 @@ ORDER BY id DESC LIMIT :limit;
 SELECT id, account, catalog, model, version, pinned, flow, phase, status, attempt, strikes, created_at, started_at,
     completed_at, deadline, input, output, output_items, output_bytes, logs, log_bytes, error, metrics, webhook,
     webhook_events, stream_key, data_removed, client_id, run_limit_s, start_by, struck_out, requeued_as,
-    webhook_origin, token, routed, route, hops
+    webhook_origin, token, routed, route, hops, dialect
 FROM predictions
 WHERE account = :account AND struck_out = 1 AND (:status IS NULL OR status = :status)
     AND (:model IS NULL OR model = :model)

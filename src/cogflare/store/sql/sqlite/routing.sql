@@ -33,12 +33,13 @@ WHERE id = :prediction AND phase = 'queued' AND attempt = :attempt
 RETURNING id;
 
 -- name: fleet_of
--- The workers of these accounts with each of their offers of the model, and how many slots of that offer are taken.
+-- The workers of these accounts with each of their offers of the model, how many slots of that offer are taken, and what
+-- the model requires and their machine has not.
 SELECT w.id, w.account, w.state, w.quarantine, offer.value ->> 'version', offer.value ->> 'slots',
     (SELECT count(*) FROM attempts AS a
         WHERE a.holder = w.id AND a.slot_freed_at IS NULL
             AND a.queue IN (w.account || '/' || :owner || '/' || :name, w.account || ':' || (offer.value ->> 'version'))),
-    w.agent, w.setup_since
+    w.agent, w.setup_since, coalesce(w.unmet ->> offer.key, '')
 FROM workers AS w, json_each(w.offers) AS offer
 WHERE w.account IN (SELECT value FROM json_each(:catalogs))
     AND offer.value ->> 'owner' = :owner AND offer.value ->> 'name' = :name

@@ -8,6 +8,8 @@ ALTER TABLE workers ADD COLUMN unmet TEXT NOT NULL DEFAULT '[]';
 -- What a model requires of the workers that run it (JSON); null: nothing.
 ALTER TABLE models ADD COLUMN requirements TEXT;
 
+CREATE INDEX models_with_requirements ON models (account, owner, name) WHERE requirements IS NOT NULL;
+
 -- What workers with this token may offer (a JSON array of owner/name; null: anything), and how many may be connected.
 ALTER TABLE tokens ADD COLUMN models TEXT;
 ALTER TABLE tokens ADD COLUMN max_connections BIGINT;
@@ -16,3 +18,8 @@ CREATE INDEX workers_by_token ON workers (token) WHERE state = 'online';
 
 -- How the client that made it speaks: null is Replicate's way, '2022' that of the first Cogflare.
 ALTER TABLE predictions ADD COLUMN dialect TEXT;
+
+-- Messages tell of a creation too, to webhooks of that dialect.
+ALTER TABLE deliveries DROP CONSTRAINT deliveries_event_check;
+ALTER TABLE deliveries ADD CONSTRAINT deliveries_event_check
+    CHECK (event IN ('created', 'start', 'output', 'logs', 'completed'));

@@ -1,0 +1,219 @@
+"""`cogflare worker doctor`: whether this machine can be a worker, what it lacks, and what earlier workers left on it.
+
+Nothing is changed and nothing is started. What stands in the way has failed; what only some models need is a warning.
+"""
+
+import asyncio
+import os
+import platform
+import shutil
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import httpx2
+import msgspec
+
+from cogflare import __version__
+from cogflare.agent.address import DIRECT, ServerAddress, tls_advice
+from cogflare.agent.admission import reading
+from cogflare.agent.identity import default_state
+from cogflare.agent.machine import Site, survey
+from cogflare.agent.runners.base import SetupFailed
+from cogflare.agent.runners.dockerhost import DockerHost, is_gpu_here, said
+from cogflare.agent.runners.dockerimage import WORKER_LABEL, knows_gpus
+from cogflare.cli.findings import Finding, conclude, show
+from cogflare.cli.leftovers import Leftovers
+from cogflare.cli.worker import ServerType, read_token
+from cogflare.protocol.messages import Machine
+
+_TIMEOUT: Final = httpx2.Timeout(15.0, connect=5.0)
+_LEAST_FREE: Final = 5_000_000_000
+_NO_DOCKER: Final = "only images need it (--image): https://docs.docker.com/engine/install"
+_LABELLED: Final = msgspec.json.encode({"label": [WORKER_LABEL]}).decode()
+
+
+class _Health(msgspec.Struct):
+    status: str
+    version: str = ""
+
+
+@click.command()
+@click.option(
+    "--server",
+    type=ServerType(),
+    envvar="COGFLARE_SERVER",
+    show_envvar=True,
+    help="The server that a worker here would dial; without it the server is not looked at.",
+)
+@click.option("--token", envvar="COGFLARE_WORKER_TOKEN", show_envvar=True, help="Worker token.")
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with it.")
+@click.option("--model", metavar="OWNER/NAME", hidden=True, help="Taken so that the words of `run` fit; not looked at.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="COGFLARE_STATE",
+    help="Where workers keep their state (default: ~/.local/state/cogflare/worker).",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="COGFLARE_CACHE",
+    help="Where environments of models are kept (default: ~/.cache/cogflare).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def doctor(
+    server: ServerAddress | None,
+    token: str | None,
+    token_file: Path | None,
+    model: str | None,
+    state: Path | None,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """See whether this machine can be a worker, and what is left on it of earlier ones.
+
+    Looks at Python and uv, the server, the token and whether the versions fit, the GPU and its driver, the Docker
+    daemon and the NVIDIA Container Toolkit, the disk, and at models and containers that a worker left behind. Ends
+    with 1 where a worker would fail; what only some models need is a warning.
+    """
+    given = read_token(token, token_file)() if token or token_file else None
+    preflight = Preflight(server, given, state or default_state(), cache or Path.home() / ".cache" / "cogflare")
+    findings: list[Finding] = []
+    asyncio.run(_examine(preflight, findings, as_json))
+    conclude(findings, as_json, "this machine can be a worker")
+
+
+async def _examine(preflight: "Preflight", findings: list[Finding], as_json: bool) -> None:
+    async for finding in preflight.run():
+        findings.append(finding)
+        show(finding, as_json)
+
+
+class Preflight:
+    """The checks of one machine, for a worker of one server (None: no server in particular)."""
+
+    def __init__(self, server: ServerAddress | None, token: str | None, state: Path, cache: Path) -> None:
+        self._server = server
+        self._token = token
+        self._leftovers = Leftovers(state)
+        self._cache = cache
+
+    async def run(self) -> AsyncIterator[Finding]:
+        """Go through all checks."""
+        yield _python()
+        yield _uv()
+        if self._server is None:
+            yield Finding("server", "warning", "not looked at", "name it with --server, and a token with --token-file")
+        else:
+            async with httpx2.AsyncClient(timeout=_TIMEOUT, mounts=DIRECT) as http:
+                async for finding in self._there(http, self._server):
+                    yield finding
+        yield _gpu(await survey(Site(self._cache), None))
+        async for finding in self._docker():
+            yield finding
+        yield _disk(self._cache)
+        for finding in self._leftovers.folders():
+            yield finding
+
+    async def _there(self, http: httpx2.AsyncClient, server: ServerAddress) -> AsyncIterator[Finding]:
+        """Look at the server, at the token, and whether the two versions fit."""
+        todo = "is that its address? Its operator sees with `cogflare doctor` whether it can be reached"
+        try:
+            answer = await http.get(f"{server.base}/health")
+            health = msgspec.json.decode(answer.content, type=_Health)
+        except httpx2.HTTPError as error:
+            advice = tls_advice(str(error))
+            yield Finding("server", "failed", f"{server.base} does not answer: {advice or type(error).__name__}", todo)
+            return
+        except msgspec.DecodeError:
+            yield Finding("server", "failed", f"{server.base} answers, but not like a Cogflare server", todo)
+            return
+        yield Finding("server", "ok", f"{server.base} answers (cogflare {health.version})")
+        yield await self._admission(http, server)
+        yield _versions(health.version)
+
+    async def _admission(self, http: httpx2.AsyncClient, server: ServerAddress) -> Finding:
+        """Ask what the server thinks of the token; it answers before any hello."""
+        if self._token is None:
+            return Finding("token", "warning", "not looked at", "pass --token-file, or COGFLARE_WORKER_TOKEN")
+        headers = {"Authorization": f"Bearer {self._token}"}
+        try:
+            answer = await http.get(server.link.replace("ws", "http", 1), headers=headers)
+        except httpx2.HTTPError as error:
+            return Finding("token", "warning", f"the server did not answer: {type(error).__name__}")
+        word = reading(server, answer)
+        if word.text:
+            return Finding("token", "failed" if word.is_final else "warning", word.text)
+        return Finding("token", "ok", "the server takes it")
+
+    async def _docker(self) -> AsyncIterator[Finding]:
+        """Look at the Docker daemon, whether containers see the GPU, and at containers without a worker."""
+        try:
+            host = await DockerHost.reach()
+        except SetupFailed as error:
+            yield Finding("docker", "warning", str(error), _NO_DOCKER)
+            return
+        try:
+            yield Finding("docker", "ok", f"the daemon answers (Docker {host.info.get('ServerVersion', '?')})")
+            if is_gpu_here():
+                yield _toolkit(host.info)
+            async with said("the containers of workers cannot be listed"):
+                found = await host.docker.containers.list(all=True, filters=_LABELLED)
+            yield self._leftovers.containers(container["Labels"] for container in found)
+        except SetupFailed as error:
+            yield Finding("containers", "warning", str(error))
+        finally:
+            await host.close()
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()}, {sys.executable}, cogflare {__version__}")
+
+
+def _uv() -> Finding:
+    found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if found is None:
+        own = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return Finding("uv", "warning", "not found", f"models that want another Python than {own} need it: install uv")
+    return Finding("uv", "ok", found)
+
+
+def _versions(server: str) -> Finding:
+    """Compare the releases; the protocol may fit all the same, which the token's check has told."""
+    if server == __version__:
+        return Finding("versions", "ok", f"server and worker are both cogflare {server}")
+    todo = "run the server's join line again, which installs the worker that fits"
+    return Finding("versions", "warning", f"the server is cogflare {server or '?'}, the worker {__version__}", todo)
+
+
+def _gpu(machine: Machine) -> Finding:
+    if machine.gpus:
+        names = ", ".join(f"{gpu.name} ({gpu.vram_mb / 1024:.0f} GB)" for gpu in machine.gpus)
+        return Finding("gpu", "ok", f"{names}, driver {machine.driver or '?'}")
+    if is_gpu_here():
+        todo = "install or repair the NVIDIA driver, until nvidia-smi lists the GPU"
+        return Finding("gpu", "warning", "there is one, but its driver does not name it", todo)
+    todo = "models run on the CPU; for an NVIDIA GPU, install its driver"
+    return Finding("gpu", "warning", "no NVIDIA GPU or driver", todo)
+
+
+def _toolkit(info: Mapping[str, Any]) -> Finding:
+    """Say whether containers are given GPUs."""
+    if knows_gpus(info):
+        return Finding("gpu toolkit", "ok", "containers are given GPUs")
+    todo = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker; restart Docker"
+    return Finding("gpu toolkit", "warning", "containers see no GPU", todo)
+
+
+def _disk(cache: Path) -> Finding:
+    place = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    detail = f"{free / 1e9:.1f} GB free for {cache}"
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return Finding("disk", "failed", f"{place} cannot be written to", "name another folder with --cache")
+    if free < _LEAST_FREE:
+        return Finding("disk", "warning", detail, "make room, or name another folder with --cache")
+    return Finding("disk", "ok", detail)

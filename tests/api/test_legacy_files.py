@@ -1,0 +1,161 @@
+"""Files of workers of 2022 over HTTP: what is taken of whom, and who is served what."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from api.node import BASE, MAX_FILE_BYTES, Node
+from api.oldsocket import MODEL, OldSocket, ended
+
+pytestmark = pytest.mark.anyio
+FILES = f"/v1/models/{MODEL}/files"
+
+
+@pytest.fixture
+async def socket(node: Node) -> AsyncIterator[OldSocket]:
+    """The socket of a worker that has begun a prediction."""
+    opened = await OldSocket(node, await node.token("ada", "worker")).open()
+    await node.call("POST", f"/v1/models/{MODEL}/predictions", json={"input": {}})
+    await opened.begin()
+    yield opened
+    await opened.drop()
+
+
+async def put(node: Node, content: bytes = b"some text", name: str = "a.txt", path: str = FILES) -> httpx2.Response:
+    return await node.http.put(path, files={"file": (name, content)})
+
+
+async def uploaded(node: Node, **options: Any) -> str:
+    answer = await put(node, **options)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["url"])
+
+
+def prediction_of(node: Node) -> str:
+    [prediction] = node.predictions.lives
+    return prediction
+
+
+async def end(node: Node, socket: OldSocket, output: Any) -> dict[str, Any]:
+    """Let the prediction that runs end with this output, and return it."""
+    prediction = prediction_of(node)
+    await socket.say(prediction, "succeeded", output=output, metrics={"predict_time": 1})
+    return await ended(node, prediction)
+
+
+async def test_nothing_is_taken_while_nothing_runs(node: Node) -> None:
+    assert (await put(node)).status_code == 409
+    await node.running()
+    assert (await put(node)).status_code == 409, "agents have tokens"
+
+
+async def test_a_file_is_served_once_an_output_names_it(node: Node, socket: OldSocket) -> None:
+    url = await uploaded(node)
+    assert url.startswith(f"{BASE}{FILES}/")
+    assert (await node.http.get(url)).status_code == 404
+    shown = await end(node, socket, {"text": url})
+    assert shown["output"]["text"] == f"{BASE}/f/{url.partition('/files/')[2]}"
+    for served in (url, shown["output"]["text"]):
+        answer = await node.http.get(served)
+        assert (answer.text, answer.headers["content-type"]) == ("some text", "text/plain")
+    part = await node.http.get(url, headers={"range": "bytes=0-3"})
+    assert (part.status_code, part.text) == (206, "some")
+    assert (await node.http.head(url)).headers["content-length"] == "9"
+
+
+async def test_a_file_is_served_while_its_prediction_runs(node: Node, socket: OldSocket) -> None:
+    url = await uploaded(node)
+    await socket.say(prediction_of(node), output=[url])
+    async with asyncio.timeout(5):
+        while (await node.http.get(url)).status_code != 200:
+            await asyncio.sleep(0.01)
+    shown = await end(node, socket, [url])
+    assert shown["output"] == [f"{BASE}/f/{url.partition('/files/')[2]}"]
+
+
+async def test_a_url_of_another_host_names_the_file_too(node: Node, socket: OldSocket) -> None:
+    """The worker may reach the server by another name than clients do."""
+    url = await uploaded(node)
+    shown = await end(node, socket, url.replace(BASE, "http://inside:8000"))
+    assert shown["output"] == f"{BASE}/f/{url.partition('/files/')[2]}"
+
+
+async def test_all_mounts_and_methods(node: Node, socket: OldSocket) -> None:
+    for path in (f"/models/{MODEL}/files", f"/v1/v1/models/{MODEL}/files"):
+        answer = await node.http.post(path, files={"file": ("b.png", b"\x89PNG", "image/png")})
+        assert answer.status_code == 200
+    assert (await node.http.get(FILES)).status_code == 405
+
+
+async def test_what_names_no_file_of_ours_stays_as_it_is(node: Node, socket: OldSocket) -> None:
+    key = "0" * 40
+    output = [
+        f"{BASE}{FILES}/{key}/a.txt",
+        f"{BASE}/v1/models/ada/other/files/{key}/a.txt",
+        "https://[/files/",
+        "/files/",
+    ]
+    assert (await end(node, socket, output))["output"] == output
+
+
+async def test_a_file_of_another_attempt_cannot_be_named(node: Node, socket: OldSocket) -> None:
+    url = await uploaded(node)
+    await end(node, socket, url)
+    await node.call("POST", f"/v1/models/{MODEL}/predictions", json={"input": {}})
+    await socket.begin()
+    assert (await end(node, socket, url))["output"] == url
+
+
+async def test_workers_of_two_accounts_have_their_own_files(node: Node, socket: OldSocket) -> None:
+    """An upload does not say whose it is; what counts is which output names it."""
+    mine = prediction_of(node)
+    other = await OldSocket(node, await node.token("eve", "worker"), session="session-2").open()
+    created = await node.call("POST", f"/v1/models/{MODEL}/predictions", "eve", json={"input": {}})
+    assert (await other.next())["id"] == created.json()["id"]
+    url = await uploaded(node)
+    await other.say(created.json()["id"], "succeeded", output="nothing", metrics={"predict_time": 1})
+    await socket.say(mine, "succeeded", output=url, metrics={"predict_time": 1})
+    shown = await ended(node, mine)
+    assert shown["output"].startswith(f"{BASE}/f/")
+    assert (await node.http.get(shown["output"])).text == "some text"
+    await other.drop()
+
+
+async def test_so_many_files_and_no_more(node: Node, socket: OldSocket) -> None:
+    for _ in range(3):
+        await uploaded(node)
+    assert (await put(node)).status_code == 413
+
+
+async def test_so_many_bytes_and_no_more(node: Node, socket: OldSocket) -> None:
+    assert (await put(node, b"x" * (MAX_FILE_BYTES + 1))).status_code == 413
+    await uploaded(node, content=b"x" * MAX_FILE_BYTES)
+    assert (await put(node, b"x" * 11)).status_code == 413
+    assert len([file for file in node.folder.rglob("*") if file.is_file()]) == 1
+
+
+async def test_a_form_that_is_none(node: Node, socket: OldSocket) -> None:
+    assert (await node.http.put(FILES, content=b"text")).status_code == 415
+    assert (await node.http.put(FILES, files={"other": ("a.txt", b"text")})).status_code == 422
+    broken = {"content-type": "multipart/form-data; boundary=b"}
+    assert (await node.http.put(FILES, content=b"--b\r\nno head", headers=broken)).status_code == 400
+    assert (await node.http.put("/v1/models/-a/b/files", files={"file": ("a", b"")})).status_code == 404
+
+
+async def test_a_name_and_a_type_that_could_do_harm(node: Node, socket: OldSocket) -> None:
+    answer = await node.http.put(FILES, files={"file": ("../../etc/pass wd\n?.html", b"<script>", "text/html")})
+    url = answer.json()["url"]
+    assert url.endswith("/pass%20wd%3F.html")
+    await end(node, socket, url)
+    served = await node.http.get(url)
+    assert served.status_code == 200
+    assert "sandbox" in served.headers["content-security-policy"]
+
+
+async def test_a_canceled_prediction_takes_no_files(node: Node, socket: OldSocket) -> None:
+    prediction = prediction_of(node)
+    await node.call("POST", f"/v1/predictions/{prediction}/cancel")
+    assert (await put(node)).status_code == 409

@@ -1,0 +1,4 @@
+"""Fails in its setup, which is the import."""
+
+print("looking for the weights")
+raise RuntimeError("no weights here")
