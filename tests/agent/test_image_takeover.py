@@ -175,5 +175,8 @@ async def test_a_damaged_handover_does_not_keep_a_container(estate: Estate) -> N
 
 
 async def test_what_nobody_takes_over_ends_after_a_while(estate: Estate) -> None:
-    await estate.leave("sleeper", {"seconds": 60}, keep_s=0.5)
+    container = await estate.leave("sleeper", {"seconds": 60}, keep_s=2)
+    scratch = Path(estate.daemon.inspect(container)["Config"]["Labels"]["cogflare.cord"])
+    assert scratch.exists()
     await estate.until_gone()
+    assert not scratch.exists()

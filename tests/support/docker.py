@@ -6,6 +6,7 @@ it; an image adds what it is started with, as `cog build` would. `NoDocker` says
 """
 
 import ctypes
+import fcntl
 import hashlib
 import io
 import json
@@ -38,6 +39,7 @@ NO_BRIDGE = ("--bridge=none", "--iptables=false")
 _UP_S = 60.0
 _STOP_S = 20.0
 _CHUNK = 1 << 20
+_HOME = "dk-"
 _OLD_S = 3600
 # What no model needs: every container has a copy of the rest.
 _LEFT_OUT = (
@@ -58,8 +60,11 @@ class Dockerd:
 
     def __init__(self, network: Sequence[str] = NO_BRIDGE) -> None:
         self._network = network
+        _clear_up()
         # Short, because the path of a Unix socket may have 107 bytes.
-        self._home = Path(tempfile.mkdtemp(prefix="dk-"))
+        self._home = Path(tempfile.mkdtemp(prefix=_HOME))
+        self._life = (self._home / "life").open("ab")
+        fcntl.flock(self._life, fcntl.LOCK_EX)
         self._process: subprocess.Popen[bytes] | None = None
         self._layer = ""
         self.url = f"unix://{self._home}/docker.sock"
@@ -174,9 +179,22 @@ class Dockerd:
         """End the daemon, its containers and its mounts, and remove all it has written."""
         self.stop()
         self.http.close()
-        for mount in reversed(_mounts(self._home)):
-            subprocess.run(["umount", "--lazy", mount], check=False)
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._life.close()
+        _remove(self._home)
+
+
+def _clear_up() -> None:
+    """Remove what daemons have left whose tests were killed."""
+    for life in Path(tempfile.gettempdir()).glob(f"{_HOME}*/life"):
+        with suppress(OSError), life.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(life.parent)
+
+
+def _remove(home: Path) -> None:
+    for mount in reversed(_mounts(home)):
+        subprocess.run(["umount", "--lazy", mount], check=False)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _stop_with_parent() -> None:

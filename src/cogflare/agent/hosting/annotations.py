@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import inspect
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -77,7 +78,9 @@ class Kinds:
         if origin in (Union, types.UnionType):
             return self._union(arguments, name)
         if origin is Literal:
-            return self._choice(list(arguments), name, name, lambda value, _: value)
+            values = [value for value in arguments if value is not None]
+            kind = self._choice(values, _component(name), name, lambda value, _: value)
+            return kind if len(values) == len(arguments) else kind.or_null()
         if (origin or hint) in _LISTS:
             return self._list(hint, origin or hint, arguments, name)
         if (origin or hint) in _DICTS:
@@ -101,13 +104,20 @@ class Kinds:
         if unknown:
             raise Unsupported(f"{name}: nothing is known of {', '.join(unknown)}; there is {', '.join(_LIMITS)}")
         if (choices := said.pop("choices", None)) is not None:
-            chosen = self._choice(list(choices), name, name, kind.load)
-            kind = chosen.or_null() if kind.schema.get("nullable") else chosen
+            kind = self._chosen(kind, list(choices), name)
         schema = dict(kind.schema)
         for key, value in said.items():
             word = _LIMITS[key]
+            if not _makes_sense(word, value):
+                raise Unsupported(f"{name}: {key} cannot be {value!r}")
             schema[_OF_LISTS.get(word, word) if schema.get("type") == "array" else word] = value
         return Kind(schema, kind.load)
+
+    def _chosen(self, kind: Kind, choices: list[Any], name: str) -> Kind:
+        chosen = self._choice(choices, _component(name), name, kind.load)
+        if kind.schema.get("type") == "array":  # what is chosen are its items
+            return Kind({**kind.schema, "items": chosen.schema}, kind.load)
+        return chosen.or_null() if kind.schema.get("nullable") else chosen
 
     def _union(self, arguments: tuple[Any, ...], name: str) -> Kind:
         hints = [hint for hint in arguments if hint is not type(None)]
@@ -161,18 +171,19 @@ class Kinds:
         if issubclass(hint, enum.Enum):
             return self._choice([member.value for member in hint], hint.__name__, name, lambda value, _: hint(value))
         if typing.is_typeddict(hint):
-            return self._object(hint, name, hint.__required_keys__, hint)  # type: ignore[attr-defined]
+            hints = _hints(hint)
+            return self._object(hint, name, hints, {key for key in hints if _is_key_required(hint, key, hints[key])})
         if dataclasses.is_dataclass(hint):
+            hints = _hints(hint)
             fields = [field for field in dataclasses.fields(hint) if field.init]
             required = {field.name for field in fields if _is_required(field)}
-            return self._object(hint, name, required, hint)
+            return self._object(hint, name, {field.name: hints[field.name] for field in fields}, required)
         raise Unsupported(f"{name}: {_told(hint)} is not a type that an input or output can have")
 
-    def _object(self, hint: type, name: str, required: collections.abc.Set[str], make: Callable[..., Any]) -> Kind:
+    def _object(self, hint: type, name: str, hints: dict[str, Any], required: collections.abc.Set[str]) -> Kind:
         if hint in self._within:
             raise Unsupported(f"{name}: {_told(hint)} has itself as a part")
         self._within.append(hint)
-        hints = typing.get_type_hints(hint, include_extras=True)
         members = {key: self.of(_without_required(value), f"{name}.{key}") for key, value in hints.items()}
         self._within.pop()
         properties = {key: {**kind.schema, "title": title_of(key)} for key, kind in members.items()}
@@ -181,7 +192,7 @@ class Kinds:
             schema["required"] = needed
 
         def load(values: dict[str, Any], files: Files) -> Any:
-            return make(**{key: kind.load(values[key], files) for key, kind in members.items() if key in values})
+            return hint(**{key: kind.load(values[key], files) for key, kind in members.items() if key in values})
 
         return Kind(schema, load)
 
@@ -217,6 +228,19 @@ def _read(note: Any) -> dict[str, Any]:
     return said
 
 
+def _component(name: str) -> str:
+    return name.removeprefix("the ")
+
+
+def _makes_sense(word: str, value: Any) -> bool:
+    if word == "pattern":
+        try:
+            re.compile(value)
+        except (re.error, TypeError):
+            return False
+    return isinstance(value, str if word in ("pattern", "title", "description") else int | float)
+
+
 def _cast(hint: Any) -> Load:
     if hint in (int, float):
         return lambda value, _: hint(value)
@@ -232,6 +256,16 @@ def _unwrapped(hint: Any) -> Any:
         if inner is None:
             return hint
         hint = inner
+
+
+def _hints(hint: type) -> dict[str, Any]:
+    return typing.get_type_hints(hint, include_extras=True)
+
+
+def _is_key_required(hint: Any, key: str, said: Any) -> bool:
+    """Whether a typed dictionary has to have the key. Of hints that are texts the class itself does not know."""
+    word = getattr(typing.get_origin(said), "_name", "")
+    return word == "Required" or (word != "NotRequired" and key in hint.__required_keys__)
 
 
 def _without_required(hint: Any) -> Any:

@@ -1,12 +1,13 @@
 """What Python code prints becomes the log of the run that it belongs to, line by line.
 
 A run's own task is known by a context variable. What another thread prints belongs to the run that is under way, if it
-is the only one. A fork of this process writes to the process's real output instead, which the front reads as well.
+is the only one, in lines of its own. A fork of this process writes to the process's real output instead, which the front reads as well.
 """
 
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -15,6 +16,7 @@ from .frames import Channel
 
 RUN: ContextVar[str | None] = ContextVar("run", default=None)
 _LONGEST = 1 << 16
+_Line = tuple[str | None, int]  # whose it is: of which run, and which thread writes it
 
 
 class Logs:
@@ -36,10 +38,10 @@ class Logs:
 
     def owner(self) -> str | None:
         """Return the run that prints now; None where it is none, or unknown."""
-        run_id = RUN.get()
-        if run_id is None and len(self.running) == 1:
-            return next(iter(self.running))
-        return run_id
+        run_id, running = RUN.get(), tuple(self.running)
+        if run_id is None:
+            return running[0] if len(running) == 1 else None
+        return run_id if run_id in running else None  # a task may outlive its run
 
     def say(self, run_id: str | None, text: str, source: str, descriptor: int) -> None:
         """Send a piece of log."""
@@ -57,19 +59,19 @@ class _Stream(io.TextIOBase):
 
     def __init__(self, logs: Logs, source: str, descriptor: int) -> None:
         self._logs, self._source, self._descriptor = logs, source, descriptor
-        self._held: dict[str | None, str] = {}
+        self._held: dict[_Line, str] = {}
         self.buffer = _Bytes(self)
         self.name = f"<{source}>"
 
     def write(self, text: str, /) -> int:
         """Take text in."""
-        run_id = self._logs.owner()
-        held = self._held.pop(run_id, "") + text
+        line = run_id, _ = self._line()
+        held = self._held.pop(line, "") + text
         end = max(held.rfind("\n"), held.rfind("\r")) + 1
         if len(held) > _LONGEST:
             end = len(held)
         if end < len(held):
-            self._held[run_id] = held[end:]
+            self._held[line] = held[end:]
         if end:
             self._logs.say(run_id, held[:end], self._source, self._descriptor)
         return len(text)
@@ -81,12 +83,20 @@ class _Stream(io.TextIOBase):
 
     def flush(self) -> None:
         """Send what the caller has written."""
-        self.send_rest(self._logs.owner())
+        self._send(self._line())
 
     def send_rest(self, run_id: str | None) -> None:
         """Send what is held of a run."""
-        if text := self._held.pop(run_id, ""):
-            self._logs.say(run_id, text, self._source, self._descriptor)
+        for line in tuple(self._held):
+            if line[0] == run_id:
+                self._send(line)
+
+    def _line(self) -> _Line:
+        return self._logs.owner(), threading.get_ident()
+
+    def _send(self, line: _Line) -> None:
+        if text := self._held.pop(line, ""):
+            self._logs.say(line[0], text, self._source, self._descriptor)
 
     def writable(self) -> bool:
         """It is."""

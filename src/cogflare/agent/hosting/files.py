@@ -37,13 +37,15 @@ class Files:
     """The files of the run ``run_id``. Leaving it removes what was fetched."""
 
     def __init__(self, upload_url: str, run_id: str) -> None:
-        self._upload_url, self._run_id = upload_url.rstrip("/"), run_id
+        self._upload_url, self.run_id = upload_url.rstrip("/"), run_id
         self._folder: Path | None = None
+        self._is_left = False
 
     def __enter__(self) -> "Files":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_left = True
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -69,7 +71,7 @@ class Files:
             content = base64.b64encode(Path(path).read_bytes()).decode()
             return f"data:{content_type};base64,{content}"
         url = f"{self._upload_url}/{quote(path.name, safe='')}"
-        headers = {"content-type": content_type, "x-prediction-id": self._run_id}
+        headers = {"content-type": content_type, "x-prediction-id": self.run_id}
         with Path(path).open("rb") as file:
             headers["content-length"] = str(os.fstat(file.fileno()).st_size)
             try:
@@ -97,6 +99,8 @@ class Files:
 
     def _place(self, name: str) -> Path:
         """Return a path in a new folder, so that files of one name do not meet."""
+        if self._is_left:  # a canceled run does not wait for its thread
+            raise InputFailed("the run is over")
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="cogflare-run-"))
         name = name.replace("/", "_").replace("\0", "_")

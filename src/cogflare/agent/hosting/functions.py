@@ -83,6 +83,8 @@ def _find(target: str) -> Callable[..., Any]:
     for part in name.split("."):
         if not hasattr(found, part):
             raise SetupError(f"there is no {name} in {module_name}")
+        if inspect.isclass(found) and inspect.isfunction(inspect.getattr_static(found, part)):
+            raise SetupError(f"{target} is a method of objects: name that of an object, {module_name}:object.{part}")
         found = getattr(found, part)
     if inspect.isclass(found) or not callable(found):
         raise SetupError(f"{target} is {'a class' if inspect.isclass(found) else 'no function'}: name a function")

@@ -36,9 +36,9 @@ def _tell(url: str, snapshot: dict[str, Any], on_taken: Callable[[], None]) -> N
 
 def _post(url: str, body: bytes) -> bool:
     """Post once; whether it was taken."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.netloc, timeout=_TIMEOUT_S)
         try:
             connection.request(
@@ -47,5 +47,5 @@ def _post(url: str, body: bytes) -> bool:
             return connection.getresponse().status < 500
         finally:
             connection.close()
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError):
         return False

@@ -17,6 +17,7 @@ from .model import Failed, Model, plain
 Ending = tuple[str, Any, str | None]
 """Status, output (None where it has come item by item), error."""
 
+_MAX_OUTPUT = 256 << 20  # bytes of JSON
 CANCELED: Ending = ("canceled", None, None)
 _OWN = (f"{Path(__file__).parent}{os.sep}", "<frozen ", importlib.__file__)
 
@@ -27,12 +28,14 @@ class Reports:
     def __init__(self, channel: Channel, logs: Logs, upload_url: str) -> None:
         self._channel, self._logs, self._upload_url = channel, logs, upload_url
         self._began: dict[str, float] = {}
+        self._bytes: dict[str, int] = {}
 
     def begin(self, run_id: str) -> None:
         """Take what is printed from here on, in this context, as the run's."""
         RUN.set(run_id)
         self._logs.running.add(run_id)
         self._began[run_id] = time.monotonic()
+        self._bytes[run_id] = 0
 
     def files(self, run_id: str) -> Files:
         """Return the files of a run."""
@@ -41,7 +44,9 @@ class Reports:
     def settled(self, model: Model, result: Any, files: Files) -> Any:
         """Return a result as JSON, its files stored; what JSON cannot say fails here, not where it is sent."""
         output = plain(model.settle(result), files)
-        encode(output)
+        self._bytes[files.run_id] += len(encode(output))
+        if self._bytes[files.run_id] > _MAX_OUTPUT:
+            raise Failed(f"the output is larger than {_MAX_OUTPUT >> 20} MiB: such a one is for a file")
         return output
 
     def item(self, run_id: str, item: Any) -> None:
@@ -54,6 +59,7 @@ class Reports:
         status, output, error = ending
         self._logs.flush(run_id)
         self._logs.running.discard(run_id)
+        del self._bytes[run_id]
         RUN.set(None)
         seconds = time.monotonic() - self._began.pop(run_id)
         frame = {"type": "ended", "id": run_id, "status": status, "output": output, "error": error, "seconds": seconds}

@@ -16,6 +16,7 @@ ENDED = ("succeeded", "failed", "canceled")
 Event = tuple[str, dict[str, Any]]
 
 _KEPT = 16
+_MAX_LOG = 64 << 20  # characters of one run
 
 
 class Run:
@@ -29,6 +30,7 @@ class Run:
         self.metrics: dict[str, Any] = {}
         self.began = time.monotonic()
         self.log: list[str] = []
+        self.log_room = _MAX_LOG
         self.events: list[Event] = []
         self.news = threading.Condition()
 
@@ -39,13 +41,14 @@ class Run:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the run as Cog shows it."""
-        known: dict[str, Any] = {"id": self.id, "status": self.status, "logs": "".join(self.log)}
-        known["metrics"] = dict(self.metrics)
-        if self.output is not None:
-            known["output"] = list(self.output) if isinstance(self.output, list) else self.output
-        if self.error is not None:
-            known["error"] = self.error
-        return known
+        with self.news:  # an end is told whole
+            known: dict[str, Any] = {"id": self.id, "status": self.status, "logs": "".join(self.log)}
+            known["metrics"] = dict(self.metrics)
+            if self.output is not None:
+                known["output"] = list(self.output) if isinstance(self.output, list) else self.output
+            if self.error is not None:
+                known["error"] = self.error
+            return known
 
     def follow(self) -> Iterator[list[Event]]:
         """Yield the events from the beginning, as many at a time as there are, until the run has ended."""
@@ -124,6 +127,11 @@ class Runs:
     def log(self, run: Run, text: str, source: str = "stdout") -> None:
         """Take in a piece of a run's log."""
         with run.news:
+            if run.log_room < 0:
+                return
+            if len(text) > run.log_room:
+                text = f"{text[: run.log_room]}\n(The log is cut off here.)\n"
+            run.log_room -= len(text)
             run.log.append(text)
             run.tell("log", {"source": source, "data": text})
 
@@ -148,9 +156,10 @@ class Runs:
                 run.output = run.output if output is None else output
                 run.metrics["predict_time"] = time.monotonic() - run.began if seconds is None else seconds
                 run.tell("completed", run.snapshot())
-            self._ended.append(run.id)
+            if run.hook is None:
+                self._ended.append(run.id)
             while len(self._ended) > _KEPT:
-                self._drop(self._ended.popleft())
+                del self._known[self._ended.popleft()]
         self._on_end(run)
 
     def end_all(self, error: str) -> None:
@@ -165,8 +174,3 @@ class Runs:
         """Drop a run whose end has been taken."""
         with self._lock:
             self._known.pop(run.id, None)
-
-    def _drop(self, run_id: str) -> None:
-        run = self._known.get(run_id)
-        if run is not None and run.hook is None:
-            del self._known[run_id]

@@ -51,8 +51,8 @@ class _Turns:
         frame = self._waiting.get()
         run_id: str = frame["id"]
         with self._lock:
-            self._current = run_id
             is_canceled = run_id in self._canceled
+            self._current = None if is_canceled else run_id
             self._canceled.clear()
         self._reports.begin(run_id)
         ending = CANCELED if is_canceled else self._stoppable(frame)
@@ -64,12 +64,16 @@ class _Turns:
                 self._interrupts.open()
                 return self._attempt(frame)
             finally:
-                with self._lock:
-                    self._current = None
-                self._interrupts.close()
+                self._close()
         except Canceled:
-            self._interrupts.close()
+            self._close()
             return CANCELED
+
+    def _close(self) -> None:
+        """Take no cancel for the run any more: what comes late is not meant for the next one."""
+        with self._lock:
+            self._current = None
+        self._interrupts.close()
 
     def _attempt(self, frame: Frame) -> Ending:
         run_id = frame["id"]

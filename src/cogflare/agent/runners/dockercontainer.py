@@ -158,7 +158,7 @@ class Cord:
             self._writer = os.open(cord, os.O_WRONLY | os.O_NONBLOCK)
             nowhere = asyncio.subprocess.DEVNULL
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", warden.__file__, str(keep_s), path, container,
+                sys.executable, "-I", "-S", warden.__file__, str(keep_s), path, container, cord,
                 cwd="/", env={}, start_new_session=True, stdin=reader, stdout=nowhere, stderr=nowhere,
             )  # fmt: skip
             await process.wait()

@@ -7,8 +7,8 @@ seconds to pick it up, then removes the container. It asks over the daemon's Uni
 daemon does not answer. A byte through the cord says that the container is gone. A warden that is ended, as a service
 manager does with all of a service, leaves the container to the next agent, which knows it by its label.
 
-It runs as a script without the rest of Cogflare: `python -I -S warden.py KEEP_S SOCKET CONTAINER`, with the read end of
-the cord as standard input. What was started forks and ends at once: the warden is nobody's child.
+It runs as a script without the rest of Cogflare: `python -I -S warden.py KEEP_S SOCKET CONTAINER CORD`, with the read
+end of the cord as standard input. What was started forks and ends at once: the warden is nobody's child.
 """
 
 import http.client
@@ -17,6 +17,7 @@ import select
 import socket
 import sys
 import time
+from contextlib import suppress
 
 _LOOK_S = 0.1
 _TRIES = 60
@@ -35,12 +36,15 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def main(keep_s: float, path: str, container: str) -> None:
+def main(keep_s: float, path: str, container: str, cord: str) -> None:
     """Wait until nobody holds the cord for so long, then remove the container."""
     if os.fork() or not _is_abandoned(keep_s):
         return
     for _ in range(_TRIES):
         if _remove(path, container):
+            with suppress(OSError):
+                os.unlink(cord)
+                os.rmdir(os.path.dirname(cord))
             return
         time.sleep(_PAUSE_S)
 
@@ -73,4 +77,4 @@ def _remove(path: str, container: str) -> bool:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(float(sys.argv[1]), *sys.argv[2:5])
