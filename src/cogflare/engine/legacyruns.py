@@ -219,12 +219,16 @@ class Runs:
     async def _show(self, run: Run, frame: Frame, news: News) -> None:
         if news.log:
             self._end.log(run.key, news.log)
-        for item in news.items:
-            placed = await self._placed(run, item)
-            if run.is_bulky or len(memoryview(placed)) > MAX_VALUE:
-                run.is_bulky = True
-                break
-            run.items += self._end.output(run.key, [placed])
+        placed: list[Raw] = []
+        try:
+            for item in news.items:
+                placed.append(await self._placed(run, item))
+                if run.is_bulky or len(memoryview(placed[-1])) > MAX_VALUE:
+                    run.is_bulky = True
+                    placed.pop()
+                    break
+        finally:
+            run.items += self._end.output(run.key, placed)
         if news.end is None:
             return
         output = frame.output if run.is_bulky and news.end.status == "succeeded" else news.end.output

@@ -27,10 +27,18 @@ MAX_JOB: Final = 1 << 20
 BUSY: Final = "Worker is already processing a job, cannot accept another"
 """The error with which one answers that still runs something else."""
 
+MAX_VALUES: Final = 1_000_000
+"""Values in a part of a frame, about: as objects they take fifty times the room of their text."""
+
+_MAX_ITEMS: Final = 100_000  # values in an output that is told item by item
 _MAX_ERROR: Final = 16_000  # characters
+_MAX_TIMES: Final = 1_000  # bytes
 _MAX_METRICS: Final = 64_000  # bytes
 _LONGEST_S: Final = 1e9
 _BAD_OUTPUT: Final = "the model's output cannot be kept"
+_CROWDED: Final = f"more than {MAX_VALUES} values"
+
+_NULL: Final = Raw(b"null")
 
 Terminal = Literal["succeeded", "failed"]
 _TERMINAL: Final[dict[str, Terminal]] = {
@@ -42,15 +50,15 @@ _TERMINAL: Final[dict[str, Terminal]] = {
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """What a worker sends; of all but `id` and `status` nothing is known before it is looked at."""
+    """What a worker sends; of all but `id` and `status` nothing is known, or made, before it is looked at."""
 
     id: str
     status: str = ""
-    output: Raw = Raw(b"null")
-    logs: Any = None
-    error: Any = None
-    metrics: Raw = Raw(b"null")
-    times: Any = msgspec.field(name="x-experimental-timestamps", default=None)
+    output: Raw = _NULL
+    logs: Raw = _NULL
+    error: Raw = _NULL
+    metrics: Raw = _NULL
+    times: Raw = msgspec.field(name="x-experimental-timestamps", default=_NULL)
 
 
 class End(NamedTuple):
@@ -96,12 +104,18 @@ def read(text: str | bytes) -> Frame | None:
         return _frame.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         pass
-    # Python writes what JSON does not have: NaN, and halves of characters.
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
-        return _frame.decode(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+        return _frame.decode(_mended(text.encode(errors="replace") if isinstance(text, str) else text))
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _mended(text: bytes) -> bytes:
+    """Return as JSON what Python takes for JSON: it writes NaN too, and halves of characters. Raises `ValueError`."""
+    if _is_crowded(text, MAX_VALUES):
+        raise ValueError(_CROWDED)
+    value = json.loads(text, parse_constant=lambda _: None)
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
 _frame: Final = msgspec.json.Decoder(Frame)
@@ -122,7 +136,7 @@ class Reader:
         status = _TERMINAL.get(frame.status)
         log = self._log(frame.logs)
         if status is None:
-            return News(log, self._grown(_list_of(frame.output)), None)
+            return News(log, [] if self._is_whole else self._grown(self._items(frame.output)), None)
         items, output, fault = self._last(frame.output)
         error = _error_of(frame, fault)
         if fault is not None:
@@ -134,8 +148,9 @@ class Reader:
             run_s = _between(frame.times)
         return News(log, items, End(status, output, error, run_s, metrics, is_last))
 
-    def _log(self, logs: Any) -> str:
+    def _log(self, told: Raw) -> str:
         """Return the lines that are new, each with its end."""
+        logs = _value_of(told)
         lines = logs.splitlines() if isinstance(logs, str) else logs if isinstance(logs, list) else []
         new, self._lines = lines[self._lines :], max(self._lines, len(lines))
         return "".join(str(line).rstrip("\r\n") + "\n" for line in new)
@@ -159,6 +174,16 @@ class Reader:
             taken.append(item.copy())
         return taken
 
+    def _items(self, output: Raw) -> list[Raw]:
+        """Return the items of an output; one of too many is told as a whole, since each frame has all of them."""
+        if _is_crowded(output, _MAX_ITEMS):
+            self._is_whole = True
+            return []
+        try:
+            return _items.decode(output)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            return []
+
     def _stands(self, items: Sequence[Raw]) -> bool:
         """Say whether what was told of the output is still its beginning."""
         if not items:
@@ -171,9 +196,10 @@ class Reader:
         text = bytes(output)
         if text == b"null":
             return [], None, None
-        items = _list_of(output)
-        if self._told:
-            told = list(self._told)
+        if _is_crowded(text, MAX_VALUES):
+            return [], None, f"{_BAD_OUTPUT}: {_CROWDED}"
+        if self._told and not self._is_whole:
+            items, told = self._items(output), list(self._told)
             new = self._grown(items)
             if not self._is_whole and len(items) == len(self._told) and _marks(items[: len(told)]) == told:
                 return new, None, None
@@ -183,11 +209,24 @@ class Reader:
             return [], None, f"{_BAD_OUTPUT}: {error}"
 
 
-def _list_of(output: Raw) -> list[Raw]:
+def _is_crowded(told: Raw | bytes, limit: int) -> bool:
+    """Say whether there may be more values in a JSON text; what is in its strings counts too."""
+    text = bytes(told)
+    return len(text) > limit and text.count(b",") + text.count(b"[") + text.count(b"{") > limit
+
+
+def _value_of(told: Raw) -> Any:
+    """Return the value of a JSON text; None where it has none, or too many values."""
+    if _is_crowded(told, MAX_VALUES):
+        return None
     try:
-        return _items.decode(output)
+        return msgspec.json.decode(told)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return []
+        pass
+    try:
+        return msgspec.json.decode(_mended(bytes(told)))
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _mark(item: Raw) -> int:
@@ -203,13 +242,16 @@ def _error_of(frame: Frame, fault: str | None) -> str | None:
         return fault
     if frame.status == "succeeded":
         return None
-    if frame.error is None and frame.status != "failed":
+    error = _value_of(frame.error)
+    if error is None and frame.status != "failed":
         return "the worker canceled it"
-    return None if frame.error is None else str(frame.error)[:_MAX_ERROR]
+    return None if error is None else str(error)[:_MAX_ERROR]
 
 
 def _bounded(told: Raw) -> dict[str, Raw]:
     kept, room = dict[str, Raw](), _MAX_METRICS
+    if _is_crowded(told, _MAX_METRICS):
+        return kept
     try:
         metrics = _figures.decode(told)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -232,8 +274,9 @@ def _seconds(value: Raw | None) -> float | None:
     return seconds if 0 <= seconds <= _LONGEST_S and math.isfinite(seconds) else None
 
 
-def _between(times: Any) -> float | None:
+def _between(told: Raw) -> float | None:
     """Return the seconds between the two times of a worker's own clock, which says nothing of ours."""
+    times = _value_of(told) if len(memoryview(told)) <= _MAX_TIMES else None
     if not isinstance(times, dict):
         return None
     try:

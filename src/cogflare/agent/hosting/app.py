@@ -187,7 +187,7 @@ class Server(ThreadingHTTPServer):
 
 def serve(boot: str, options: argparse.Namespace) -> None:
     """Serve the model until this process is told to end."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _end)
     front = Front(
         [boot, options.mode, options.target, "--upload-url", options.upload_url, "--slots", str(options.slots)]
     )
@@ -197,6 +197,11 @@ def serve(boot: str, options: argparse.Namespace) -> None:
         server.serve_forever(poll_interval=3600)
     finally:
         front.stop()
+
+
+def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one is not to interrupt the end
+    sys.exit(0)
 
 
 def _attend(front: Front) -> None:

@@ -1,7 +1,8 @@
 """What Python code prints becomes the log of the run that it belongs to, line by line.
 
 A run's own task is known by a context variable. What another thread prints belongs to the run that is under way, if it
-is the only one, in lines of its own. A fork of this process writes to the process's real output instead, which the front reads as well.
+is the only one, in lines of its own. A fork of this process writes to the process's real output instead, which the
+front reads as well.
 """
 
 import io

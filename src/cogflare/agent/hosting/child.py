@@ -75,6 +75,7 @@ class Child:
             self._process.wait(_GONE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
 
     def _read_pipe(self, on_text: Callable[[str], None]) -> bool:
         """Pass on what has been written, as much as a pipe holds; whether more may come."""

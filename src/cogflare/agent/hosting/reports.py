@@ -17,7 +17,7 @@ from .model import Failed, Model, plain
 Ending = tuple[str, Any, str | None]
 """Status, output (None where it has come item by item), error."""
 
-_MAX_OUTPUT = 256 << 20  # bytes of JSON
+_MAX_OUTPUT = 64 << 20  # bytes of JSON
 CANCELED: Ending = ("canceled", None, None)
 _OWN = (f"{Path(__file__).parent}{os.sep}", "<frozen ", importlib.__file__)
 
