@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -304,6 +305,7 @@ async def test_a_broken_model_comes_back(tmp_path: Path) -> None:
         told = [message for message in server.seen if isinstance(message, Health)]
         assert told == [Health(False, "the model does not come back: no GPU")] * 2 + [Health(True)]
         assert "the model restarts: it crashed" in worker.out.getvalue()
+        assert re.search(r"p lost after [\d.]+ s: the model was killed\n", worker.out.getvalue())
         await server.finished(await server.assign("q", {"output": 1}))
 
 
@@ -409,6 +411,12 @@ async def test_draining_waits_for_the_answers(tmp_path: Path) -> None:
         assert not worker.task.done()
         await server.send(Answer(*key, "committed"))
         assert await worker.code() == DRAINED
+
+
+async def test_a_worker_that_drains_before_it_runs_does_not_wait_for_a_server(tmp_path: Path) -> None:
+    worker = Worker(ServerAddress("http://127.0.0.1:9"), tmp_path, ScriptedRunner())
+    worker.agent.interrupt()
+    assert await worker.code() == DRAINED
 
 
 async def test_an_idle_worker_drains_at_once(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ async def test_a_setup_that_fails_says_why_and_leaves_nothing(
     offspring: Offspring, source: Callable[[str], FunctionSource | HandlerSource]
 ) -> None:
     log: list[str] = []
-    with pytest.raises(SetupFailed, match=r"(?s)looking for the weights.*no weights here"):
+    with pytest.raises(SetupFailed, match=r"(?s)^RuntimeError: no weights here\n.*looking for the weights\n"):
         await FunctionRunner("acme", "broken", source("broken"), MemorySink()).setup(log.append)
     assert "".join(log).count("looking for the weights") == 1
     assert "".join(log).count("RuntimeError: no weights here") == 1

@@ -78,6 +78,14 @@ async def test_a_container_is_made_as_was_asked(image_rig: Rigger, daemon: Docke
     assert "sweet" not in "".join(model.setup_log), "variables may be secrets"
 
 
+async def test_two_containers_on_one_network_do_not_meet(image_rig: Rigger, daemon: Dockerd) -> None:
+    models = [await image_rig("noop"), await image_rig("failing")]
+    assert len(daemon.containers()) == 2
+    for model in models:
+        assert model.offer is not None
+    assert finished(await models[0].events({"text": "first"})).output == "first"
+
+
 async def test_close_leaves_nothing(image_rig: Rigger, daemon: Dockerd) -> None:
     model = await image_rig("sleeper")
     runs = model.runner.run(Job(id="p1", attempt=1, input={"seconds": 60, "stubborn": True}))
@@ -279,7 +287,7 @@ async def test_an_image_that_is_nowhere(daemon: Dockerd, document: bytes) -> Non
         ("unix:///nowhere/docker.sock", "is it started"),
         ("tcp://gpu.example.com:2376", "another machine"),
         ("ssh://me@gpu.example.com", "another machine"),
-        ("nonsense", "is Docker installed and started"),
+        ("nonsense", "DOCKER_HOST=nonsense is no address"),
     ],
 )
 async def test_a_daemon_that_cannot_be_used(url: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,11 @@ class OldSocket:
         self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
         await self.over()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the server is done with the connection."""
+        return self._task is not None and self._task.done()
+
     async def over(self) -> None:
         """Wait until the server is done with the connection."""
         assert self._task is not None

@@ -116,6 +116,7 @@ def test_bots_are_recognized(headers: dict[str, str], body: dict[str, Any]) -> N
         ({}, {"version": "a/b", "input": {}, "webhook": "https://x.example"}),
         ({}, {"model": "a/b", "input": {}, "webhook": "https://x.example"}),
         ({}, {"model": "a/b", "input": {}, "stream": True}),
+        ({}, {"version": VERSION, "input": {}, "webhook": "https://x.example", "callbackUrl": None}),
         ({dialect.HEADER: "t"}, {"version": VERSION, "input": {}, "webhook_events_filter": ["completed"]}),
         ({}, ["callbackUrl"]),
         ({}, {"model": None, "input": {}}),

@@ -52,6 +52,21 @@ async def test_nothing_is_taken_while_nothing_runs(node: Node) -> None:
     assert (await put(node)).status_code == 409, "agents have tokens"
 
 
+async def test_nothing_is_read_while_nothing_runs(node: Node) -> None:
+    pieces = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal pieces
+        yield b'--b\r\ncontent-disposition: form-data; name="other"\r\n\r\n'
+        while pieces < 100:
+            pieces += 1
+            yield b"x" * 10_000
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    assert (await node.http.put(FILES, content=endless(), headers=form)).status_code == 409
+    assert pieces == 0
+
+
 async def test_a_file_is_served_once_an_output_names_it(node: Node, socket: OldSocket) -> None:
     url = await uploaded(node)
     assert url.startswith(f"{BASE}{FILES}/")
@@ -135,6 +150,53 @@ async def test_so_many_bytes_and_no_more(node: Node, socket: OldSocket) -> None:
     await uploaded(node, content=b"x" * MAX_FILE_BYTES)
     assert (await put(node, b"x" * 11)).status_code == 413
     assert len([file for file in node.folder.rglob("*") if file.is_file()]) == 1
+
+
+async def test_uploads_that_end_one_after_the_other_share_the_room(node: Node, socket: OldSocket) -> None:
+    """Each begins while there is room for it, and there is none any more when the second ends."""
+    go = asyncio.Event()
+
+    async def slowly(content: bytes) -> AsyncIterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nx'
+        await go.wait()
+        yield content + b"\r\n--b--\r\n"
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    late = asyncio.create_task(node.http.put(FILES, content=slowly(b"x" * 100), headers=form))
+    await asyncio.sleep(0.1)
+    assert (await put(node, b"x" * (MAX_FILE_BYTES - 50))).status_code == 200
+    go.set()
+    assert (await late).status_code == 413
+    assert len([file for file in node.folder.rglob("*") if file.is_file()]) == 1
+
+
+async def test_an_upload_that_outlasts_its_run_is_not_kept(node: Node, socket: OldSocket) -> None:
+    over = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nx'
+        await over.wait()
+        yield b"\r\n--b--\r\n"
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    late = asyncio.create_task(node.http.put(FILES, content=slowly(), headers=form))
+    await asyncio.sleep(0.1)
+    await end(node, socket, "done")
+    over.set()
+    assert (await late).status_code == 409
+    assert not [file for file in node.folder.rglob("*") if file.is_file()]
+
+
+async def test_what_nobody_names_does_not_pile_up_run_after_run(node: Node, socket: OldSocket) -> None:
+    """Uploads take no token, and each run has room for some: until they are swept, that of a few runs is all."""
+    taken = 0
+    for _ in range(6):
+        taken += (await put(node, b"x" * MAX_FILE_BYTES)).status_code == 200
+        await end(node, socket, "done")
+        await node.call("POST", f"/v1/models/{MODEL}/predictions", json={"input": {}})
+        await socket.begin()
+    assert taken == 4
+    assert (await put(node, b"x" * MAX_FILE_BYTES)).status_code == 413
 
 
 async def test_a_form_that_is_none(node: Node, socket: OldSocket) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -251,6 +252,44 @@ async def test_a_link_that_the_store_ends_is_opened_anew_and_the_worker_sees_not
     assert await attempts(node, prediction) == ["succeeded"]
     following = await create(node)
     assert (await socket.next())["id"] == following
+
+
+async def test_a_token_revoked_between_two_links_opens_none(node: Node, sockets: Sockets) -> None:
+    socket = await sockets()
+    [link] = node.fleet.links.values()
+    link.close(1013, "the server's store does not answer; come back")
+    await asyncio.sleep(0)
+    await node.fleet.links[link.worker].closed()
+    assert not node.fleet.links
+    await node.accounts.revoke(link.caller.token, None)
+    await socket.over()
+    assert socket.closed is not None
+    assert socket.closed[0] == 4401
+
+
+async def test_sockets_of_one_session_that_come_at_once(node: Node) -> None:
+    secret = await node.token("ada", "worker")
+    sockets = [OldSocket(node, secret) for _ in range(10)]
+    await asyncio.gather(*(socket.open() for socket in sockets))
+    async with asyncio.timeout(5):
+        while len(left := [socket for socket in sockets if not socket.is_over]) > 1:
+            await asyncio.sleep(0.01)
+    prediction = await create(node)
+    assert await left[0].begin() == prediction
+    assert len(node.fleet.links) == 1
+    await left[0].drop()
+
+
+async def test_a_frame_of_very_many_values_holds_nobody_up(node: Node, sockets: Sockets) -> None:
+    """As many small messages it would keep this node busy for seconds."""
+    socket = await sockets()
+    prediction = await begun(node, socket)
+    many = ",".join("1" for _ in range(2_000_000))
+    socket.send(f'{{"id": "{prediction}", "status": "processing", "output": [{many}], "logs": [{many}]}}')
+    began = time.thread_time()
+    await socket.say(prediction, "succeeded", output=[1, 2], metrics={"predict_time": 1})
+    assert (await ended(node, prediction))["output"] == [1, 2]
+    assert time.thread_time() - began < 2
 
 
 async def test_without_a_session_each_connection_is_a_worker(node: Node, sockets: Sockets) -> None:

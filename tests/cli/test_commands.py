@@ -271,7 +271,7 @@ def test_a_reader_that_goes_away(shell: Shell) -> None:
 def test_a_worker_with_a_wrong_token_is_refused_before_its_setup(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
     options = ("--server", shell.server.url, "--model", "me/m", "--state", str(tmp_path / "state"))
-    for token, why in (("cfw_wrong", "does not know this worker token"), (shell.server.token(), "run workers")):
+    for token, why in (("cfw_wrong", "does not know this worker token"), (shell.server.token(), "not a worker token")):
         result = shell.run("worker", str(tmp_path), *options, "--token", token)
         assert result.exit_code == 2
         assert why in result.stderr

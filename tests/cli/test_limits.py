@@ -56,6 +56,7 @@ def test_what_holds_for_a_model_is_set_and_shown(shell: Shell) -> None:
         "start limit:  the server's",
         "may wait:     5",
         "rerun:        yes",
+        "requires:     nothing",
     )
     assert shown.splitlines() == list(lines)
     assert "run limit:    1 h 30 min\n" in shell.ok("models", "show", "me/single")

@@ -248,6 +248,7 @@ def test_a_pod_with_a_stock_cog_image(server: Server, token: str, pod: Box) -> N
         ("TOKEN", 2, "say with which token, and which model: curl -fsSL "),
         ("TOKEN loud", 2, "the second word is not OWNER/MODEL: curl -fsSL "),
         ("me/loud TOKEN", 2, "the second word is not OWNER/MODEL: curl -fsSL "),
+        ("TOKEN OWNER/MODEL", 2, "put the name of a model in the place of OWNER/MODEL"),
         ("'TOK EN' me/loud", 2, "the token has characters that no token has; was it copied whole?"),
         ("- me/loud", 2, "COGFLARE_WORKER_TOKEN holds no worker token"),
         ("cfw_00000000 me/loud --function loud:shout", 2, "does not take this worker token"),

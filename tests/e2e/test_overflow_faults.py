@@ -165,9 +165,9 @@ def test_a_budget_of_ten_runs_is_not_passed_by_more_than_one(
     count = len(pair.far_runs())
     assert 9 <= count <= 11
     until(lambda: ended() == count, "word of what ended there")
-    # The day's budget is used up, and nothing moves any more.
+    # The day's budget is used up: what was on its way may still come, and no restart makes room for more.
     pair.near.restart()
     pair.near.create()
     until(is_spent, "budget that is spent")
-    assert len(pair.far_runs()) == count
+    assert count <= len(pair.far_runs()) <= 11
     assert pair.near.ask("GET", "/v1/costs")["total"]["cost"] == pytest.approx(0.1, abs=0.02)

@@ -9,11 +9,12 @@ from cogflare.domain.errors import Forbidden
 from cogflare.domain.ids import model_queue, new_id
 from cogflare.domain.policy import parse
 from cogflare.engine.predictions import Order
+from cogflare.engine.requirements import machine_of, machine_text
 from cogflare.protocol.agent_end import AgentEnd
 from cogflare.protocol.messages import PROTOCOL, Gpu, Hello, Inventory, Machine, Offer
 from cogflare.store import catalog, fleet, routes
 from cogflare.store import requirements as store_of
-from cogflare.store.base import Database
+from cogflare.store.base import Database, StoreError
 from cogflare.store.catalog import Caller
 from engine.asked import Asked
 from engine.rig import VERSION, Rig, RigWorker
@@ -132,6 +133,7 @@ async def test_a_machine_that_changes_is_matched_anew(store: Database) -> None:
     row = await fleet.get_worker(store, worker.end.worker)
     assert row is not None
     assert (row.unmet, "RTX 4090" in row.machine) == ('[""]', True)
+    await rig.matching.tick()
     worker.end.inventory(SMALL)
     await worker.pump()
     await rig.settle()
@@ -145,11 +147,71 @@ async def test_of_machines_told_in_a_row_the_last_counts(store: Database) -> Non
     for machine in (BIG, SMALL, BIG, SMALL) * 5:
         worker.end.inventory(machine)
     await worker.pump()
+    await rig.matching.tick()
     await rig.settle()
     assert await unmet(store, worker) == '["lacks 24 GB of VRAM (has 8)"]'
     await rig.create(ada)
     await rig.settle()
     assert worker.assigned.empty()
+
+
+async def test_a_flood_of_machines_costs_a_write_and_one_more_at_each_look(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, written = Rig(store), list[str]()
+    note = store_of.note_machine
+
+    async def counted(db: Database, worker: str, epoch: int, machine: str, unmet: str) -> None:
+        written.append(machine)
+        await note(db, worker, epoch, machine, unmet)
+
+    monkeypatch.setattr(store_of, "note_machine", counted)
+    worker = await worker_on(rig, SMALL)
+    for number in range(50):
+        worker.end.inventory(Machine(cpus=number))
+        await worker.pump()
+        await rig.settle()
+    assert len(written) == 1
+    await rig.matching.tick()
+    assert (len(written), machine_of(written[-1]).cpus) == (2, 49)
+    await rig.matching.tick()
+    assert len(written) == 2
+
+
+async def test_a_machine_that_could_not_be_written_down_is_at_the_next_look(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(store)
+    worker, ada = await worker_on(rig, SMALL), await rig.caller("ada")
+    await require(rig, ada, LARGE)
+    with monkeypatch.context() as broken:
+
+        async def fail(*_: object) -> None:
+            raise StoreError("no")
+
+        broken.setattr(store_of, "note_machine", fail)
+        worker.end.inventory(BIG)
+        await worker.pump()
+        await rig.settle()
+    await rig.matching.tick()
+    assert await unmet(store, worker) == '[""]'
+
+
+async def test_of_many_that_say_hello_at_once_one_asks_what_models_require(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    read = store_of.of_models
+
+    async def counted(db: Database) -> dict[tuple[str, str, str], str]:
+        nonlocal asked
+        asked += 1
+        return await read(db)
+
+    monkeypatch.setattr(store_of, "of_models", counted)
+    matching = Rig(store).matching
+    await asyncio.gather(*(matching.ready() for _ in range(100)))
+    assert asked == 1
 
 
 async def test_an_agent_that_tells_nothing_of_its_machine_meets_nothing(store: Database) -> None:
@@ -220,6 +282,15 @@ async def test_what_a_hello_was_found_to_lack_is_put_right_when_the_requirements
     # As its unit would have written it that began before the change.
     await store_of.note_unmet(store, [(end.worker, link.epoch, '[""]')])
     link.lack([""])
+    rig.matching.join(link, ada.account, hello, '[""]')
+    await rig.settle()
+    # And what is written down is what is so by then.
+    async with rig.matching._one:
+        rig.matching.join(link, ada.account, hello, '["lacks something"]')
+        await store_of.note_machine(store, end.worker, link.epoch, machine_text(BIG), '[""]')
+    await rig.settle()
+    assert await unmet(store, worker) == '[""]'
+    await store_of.note_machine(store, end.worker, link.epoch, machine_text(SMALL), '[""]')
     rig.matching.join(link, ada.account, hello, '[""]')
     await rig.settle()
     assert await unmet(store, worker) == '["lacks 24 GB of VRAM (has 8)"]'
@@ -367,3 +438,34 @@ async def test_a_machine_beyond_all_bounds_ends_the_link_and_changes_nothing(sto
     worker.end.machine = machine
     await worker.connect()
     assert worker.closed[0] == 1002
+
+
+async def test_a_version_of_another_model_is_no_way_around_what_a_model_requires(store: Database) -> None:
+    """Which version a worker offers is only what it says, so that of a large model may come under another name."""
+    rig = Rig(store)
+    ada = await rig.caller("ada")
+    owner = await rig.worker()
+    small = RigWorker(rig, await rig.caller("ada", "worker"), 1)
+    identity = new_id(rig.clock.wall())
+    small.end = AgentEnd(identity, identity, "rig", [Offer("ada", "other", VERSION, 1, UNSET, "0.16.0")], {})
+    small.end.machine = SMALL
+    pinned = Order(b"{}", {}, "ada/noop", VERSION)
+    await owner.disconnect()
+    await small.connect()
+    first = await rig.predictions.create(ada, pinned)
+    taken = await small.next()
+    assert taken.prediction == first.id, "it requires nothing yet"
+    await small.finish(await small.start(taken))
+    await require(rig, ada, LARGE)
+    waiting = await rig.predictions.create(ada, pinned)
+    own = await rig.create(ada, "ada/other")
+    assert (await small.next()).prediction == own.id
+    await rig.settle()
+    assert small.assigned.empty()
+    again = RigWorker(rig, small.caller, 1)
+    again.end = AgentEnd(new_id(rig.clock.wall()), "again", "rig", small.end.offers, {})
+    await again.connect()
+    await rig.settle()
+    assert again.assigned.empty(), "nor does one that comes later get it"
+    await require(rig, ada, None)
+    assert (await again.next()).prediction == waiting.id

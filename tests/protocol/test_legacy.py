@@ -1,6 +1,7 @@
 """What frames of workers of 2022 say, whatever they contain."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -109,6 +110,37 @@ def test_what_json_does_not_have() -> None:
     found = legacy.read('{"id": "a", "status": "succeeded", "output": [NaN, Infinity, "\\udc80"]}')
     assert found is not None
     assert end_of(Reader().read(found)).output == Raw(b'[null, null, "?"]')
+
+
+def test_halves_of_characters_in_a_log() -> None:
+    assert Reader().read(frame(logs=["a\udc80", "b"])).log == "a?\nb\n"
+    assert end_of(Reader().read(frame("failed", error="a\udc80"))).error == "a?"
+
+
+def test_an_output_of_very_many_values_is_not_taken_apart() -> None:
+    """Each of them would cost fifty times its text, and every frame has them all."""
+    many = [1] * 200_000
+    reader = Reader()
+    assert reader.read(frame(output=[1])).items == raws(1)
+    assert reader.read(frame(output=many)).items == []
+    last = reader.read(frame("succeeded", output=many))
+    assert (last.items, end_of(last).output) == ([], Raw(json.dumps(many).encode()))
+
+
+@pytest.mark.parametrize("value", ["1", "[]", "{}", '""'])
+def test_a_frame_of_too_many_values_takes_no_memory(value: str) -> None:
+    crowd = f"[{','.join([value] * (legacy.MAX_VALUES + 1))}]"
+    tracemalloc.start()
+    try:
+        found = legacy.read(f'{{"id": "a", "status": "failed", "output": {crowd}, "logs": {crowd}, "error": {crowd}}}')
+        assert found is not None
+        last = Reader().read(found)
+        assert legacy.read(f'{{"id": "a", "output": {crowd}, "more": NaN}}') is None
+        assert tracemalloc.get_traced_memory()[1] < 15 * len(crowd)
+    finally:
+        tracemalloc.stop()
+    assert (last.log, last.items, end_of(last).output) == ("", [], None)
+    assert "more than 1000000 values" in str(end_of(last).error)
 
 
 def test_an_output_that_nobody_can_read_is_a_failure() -> None:

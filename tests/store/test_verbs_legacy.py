@@ -55,16 +55,16 @@ async def test_files_come_only_while_such_a_worker_runs_the_model(scene: Scene) 
 
 async def test_files_of_the_attempts_that_run_are_counted(scene: Scene) -> None:
     first = await running(scene)
-    assert await legacy.load(scene.db, "o/m") == Load(1, 0, 0)
+    assert await legacy.load(scene.db, "o/m", 0) == Load(1, 0, 0, 0, 0)
     named = await come(scene, 10, limit=2)
     assert named is not None
     assert await legacy.name_file(scene.db, named, "o/m", first, OLD)
     assert await come(scene, None, limit=2) is not None
     assert await come(scene, limit=2) is None
-    assert await legacy.load(scene.db, "o/m") == Load(1, 2, 10)
+    assert await legacy.load(scene.db, "o/m", 0) == Load(1, 2, 10, 1, 0)
     await running(scene, "2022-two")
     assert await come(scene, 5, limit=2) is not None, "each attempt has its own room"
-    assert await legacy.load(scene.db, "o/m") == Load(2, 3, 15)
+    assert await legacy.load(scene.db, "o/m", 0) == Load(2, 3, 15, 2, 5)
 
 
 async def test_what_came_for_earlier_attempts_takes_no_room(scene: Scene) -> None:
@@ -72,7 +72,7 @@ async def test_what_came_for_earlier_attempts_takes_no_room(scene: Scene) -> Non
     assert await come(scene, limit=1) is not None
     await scene.finish(first, OLD)
     await running(scene)
-    assert await legacy.load(scene.db, "o/m") == Load(1, 0, 0)
+    assert await legacy.load(scene.db, "o/m", 0) == Load(1, 0, 0, 1, 10), "but lies here"
     assert await come(scene, limit=1) is not None
 
 

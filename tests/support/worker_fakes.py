@@ -264,7 +264,7 @@ class ScriptedRunner:
         try:
             await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
             if tasks["lost"].done():
-                raise RunLost("the model was killed")
+                raise RunLost("the model was killed\nits last words")
             return "succeeded" if tasks["released"].done() else "canceled"
         finally:
             for task in tasks.values():

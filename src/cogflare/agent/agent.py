@@ -119,6 +119,7 @@ class Agent:
         schema = self._end.offers[0].schema
         self._inputs.learn(None if isinstance(schema, UnsetType) else schema)
         self._adopt()
+        self._leave_if_done()  # a signal may have come first
         link = asyncio.create_task(self._link.run(self._handle))
         mending = asyncio.create_task(self._mend())
         try:
@@ -228,8 +229,9 @@ class Agent:
             self._journal.keep(Entry.of(kept, self._clock.wall(), now))
         prediction, took_s = run.key[0], now - run.began
         text = f"{prediction} {finish.status} after {took_s:.2f} s"
-        if finish.error:
-            text += f": {finish.error.strip().splitlines()[-1][:200] if finish.error.strip() else ''}"
+        if lines := (finish.error or "").strip().splitlines():
+            # A loss begins with its reason, and ends with the model's log; a failure ends with the exception.
+            text += f": {lines[0 if finish.status == 'lost' else -1][:200]}"
         self._console.say("ended", text, prediction=prediction, status=finish.status, seconds=round(took_s, 3))
 
     def _gone(self, run: Run) -> None:

@@ -2,11 +2,14 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
 import msgspec
+
+_REMEMBERED = 100  # lines of the model's, more than the message of a setup that failed repeats
 
 
 class Console:
@@ -16,6 +19,7 @@ class Console:
         self._json = json
         self._stream = stream or sys.stderr
         self._wall = wall
+        self._shown: deque[str] = deque(maxlen=_REMEMBERED)
 
     def say(self, event: str, text: str, **fields: Any) -> None:
         """Report an event: `text` is for people, `event` and the fields are for machines."""
@@ -31,7 +35,13 @@ class Console:
         """Pass on what the model said while it was set up."""
         for line in text.splitlines():
             if line.strip():
+                self._shown.append(line)
                 self.say("setup", f"  {line.encode(errors='replace').decode()}")
+
+    def unsaid(self, text: str) -> str:
+        """Return the first line of a text, and of the rest what the model has not just said here itself."""
+        first, *rest = text.splitlines() or [""]
+        return "\n".join([first, *(line for line in rest if line.strip() and line not in self._shown)])
 
 
 def counted(number: int, noun: str) -> str:

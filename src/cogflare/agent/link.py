@@ -60,7 +60,7 @@ _STRANGER = "; is this the address of a Cogflare server?"
 
 def refusal_text(server: ServerAddress, status: int) -> str:
     """Say what a 401 or 403 means and what to do about it."""
-    advice = "make one with `cogflare tokens create --kind worker --name my-gpu`, pass it as COGFLARE_WORKER_TOKEN"
+    advice = "make one with `cogflare tokens create --kind worker --name my-gpu` and pass it as COGFLARE_WORKER_TOKEN"
     if status == 401:
         advice = f"ask whoever gave it to you for a new one, or {advice}"
     return f"{server.base} {_DENIALS[status]} (HTTP {status}): {advice}"

@@ -4,17 +4,18 @@ import asyncio
 import platform
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.agent.address import ServerAddress
-from cogflare.agent.admission import reading
+from cogflare.agent.admission import Word, reading
 from cogflare.agent.agent import REFUSED, STOPPED, Agent
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
@@ -38,6 +39,7 @@ from cogflare.protocol.messages import Offer
 
 SETUP_FAILED = 1
 _STOPS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+_T = TypeVar("_T")
 _MAX_SCHEMA = 800_000  # bytes; the hello has to fit a frame
 
 
@@ -87,8 +89,8 @@ async def run_worker(options: WorkerOptions) -> int:
         stack.push_async_callback(inputs.aclose)
         signals = stack.enter_context(_Signals())
         # Better now than after the minutes that some models take to load.
-        if await _is_refused(options.server, transfer, model, console):
-            return REFUSED
+        if (code := await _turned_away(options.server, transfer, model, console, signals)) is not None:
+            return code
         console.say("setup", f"setting up {model}" + waiting_for(options.source))
         prepared = await _prepare(runner, _shown(options.name), model, transfer, console, signals)
         if isinstance(prepared, int):
@@ -108,12 +110,20 @@ async def run_worker(options: WorkerOptions) -> int:
         return await agent.run()
 
 
-async def _is_refused(server: ServerAddress, transfer: Transfer, model: str, console: Console) -> bool:
-    """Ask whether the server would have this worker at all, and say what it has to say about that."""
-    word = reading(server, await transfer.inquire(model))
+async def _turned_away(
+    server: ServerAddress, transfer: Transfer, model: str, console: Console, signals: "_Signals"
+) -> int | None:
+    """Ask whether the server would have this worker at all, and say what it says; return the exit code if not."""
+    word = await _unless_told(_inquire(server, transfer, model), signals)
+    if word is None:
+        return STOPPED
     if word.text:
         console.say("refused" if word.is_final else "doubt", word.text)
-    return word.is_final
+    return REFUSED if word.is_final else None
+
+
+async def _inquire(server: ServerAddress, transfer: Transfer, model: str) -> Word:
+    return reading(server, await transfer.inquire(model))
 
 
 def _names(runs: Sequence[HeldRun]) -> frozenset[str]:
@@ -157,34 +167,46 @@ async def _prepare(
     notice = asyncio.create_task(transfer.setting_up(name, model))
     naming = asyncio.create_task(gpu_name())
     try:
-        offer = await _set_up(runner, console, signals)
-        if isinstance(offer, base.Offer):
-            return offer, await naming
+        prepared = await _unless_told(_set_up(runner, console, naming), signals)
+    except base.SetupFailed as error:
+        failure = error
+    else:
+        if prepared is not None:
+            return prepared
+        await transfer.setting_up(name, model, is_over=True)
+        return STOPPED
     finally:
         # What is still on its way comes too late: the hello, or the next word, says more.
         notice.cancel()
         naming.cancel()
-    if offer is None:
-        await transfer.setting_up(name, model, is_over=True)
-        return STOPPED
-    console.say("setup_failed", f"the model was not set up: {offer}")
-    await transfer.setup_failed(name, model, str(offer))
+    console.say("setup_failed", f"the model was not set up: {console.unsaid(str(failure))}")
+    await transfer.setup_failed(name, model, str(failure))
     return SETUP_FAILED
 
 
-async def _set_up(runner: base.Runner, console: Console, signals: "_Signals") -> base.Offer | base.SetupFailed | None:
-    """Set the model up; return its offer, or why there is none; None when a signal came first."""
-    setting_up = asyncio.create_task(runner.setup(console.model))
-    signals.handle(lambda: setting_up.cancel() and None)
+async def _set_up(
+    runner: base.Runner, console: Console, naming: "asyncio.Task[str | None]"
+) -> tuple[base.Offer, str | None]:
+    return await runner.setup(console.model), await naming
+
+
+async def _unless_told(doing: Coroutine[Any, Any, _T], signals: "_Signals") -> _T | None:
+    """Do that; None when a signal came first, or at the very moment."""
+    task, told = asyncio.create_task(doing), asyncio.Event()
+
+    def stop() -> None:
+        told.set()
+        task.cancel()
+
+    signals.handle(stop)
     try:
-        return await setting_up
-    except base.SetupFailed as error:
-        return error
+        result = await task
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        current = asyncio.current_task()
+        if not told.is_set() or (current is not None and current.cancelling()):
             raise
         return None
+    return None if told.is_set() else result
 
 
 class _Signals:

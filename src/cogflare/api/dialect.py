@@ -55,11 +55,11 @@ def is_spoken(headers: Mapping[str, str], body: bytes) -> bool:
     has_header = HEADER in headers
     if not isinstance(value, dict):
         return has_header
-    if _CALLBACK in value:
+    if value.get(_CALLBACK) is not None:
         return True
     if any(value.get(name) is not None for name in _OF_REPLICATE):
         return False
-    return has_header or value.get("model") is not None
+    return has_header or _CALLBACK in value or value.get("model") is not None
 
 
 def parse(body: bytes, reach: Reach = PUBLIC) -> tuple[PredictionBody, str | None, str | None]:

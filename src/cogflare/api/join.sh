@@ -232,6 +232,7 @@ read_words() { # sets token and model
         die 2 'the token has characters that no token has; was it copied whole?'
     printf '%s' "$model" | LC_ALL=C tr '\n' ' ' | grep -Eqx '[0-9A-Za-z][0-9A-Za-z._-]*/[0-9A-Za-z][0-9A-Za-z._-]*' ||
         die 2 "the second word is not OWNER/MODEL: $usage"
+    [ "$model" != OWNER/MODEL ] || die 2 'put the name of a model in the place of OWNER/MODEL'
 }
 
 main() {

@@ -46,8 +46,10 @@ class Handlers:
         form = Multipart(request.headers.get("content-type", ""), aiter(request.stream()))
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit + _HEADS_BYTES):
             raise file_too_large(limit)
-        part = await _file(form)
         try:
+            # Of a stranger who comes at a wrong time nothing is read.
+            await self._files.running(model)
+            part = await _file(form)
             path = await self._files.receive(model, part.filename or _FIELD, part.content_type or "", form.body())
         except NotRunning:
             raise conflict("No worker of 2022 runs this model now; nothing is taken for it.") from None

@@ -21,7 +21,7 @@ from cogflare.api.problems import forbidden, not_found, unauthenticated, unavail
 from cogflare.domain.ids import new_key
 from cogflare.engine.legacylink import Refused, Session
 from cogflare.engine.legacyruns import Comer, Surroundings
-from cogflare.protocol.legacy import worker_id
+from cogflare.protocol.legacy import MAX_VALUES, worker_id
 from cogflare.protocol.messages import Name
 from cogflare.store.catalog import Caller
 
@@ -32,7 +32,8 @@ _MARK: Final = "/websocket"
 _HIDDEN: Final = "[secret]"
 _MAX_SECRET: Final = 512
 _MAX_SESSION: Final = 200
-_MESSAGE: Final = 400  # as how many bytes a message counts beside its text
+_MESSAGE: Final = 400  # as how many bytes a message counts beside its text,
+_VALUE: Final = 20  # and a value in it, unless they are so many that nobody looks at them
 _RETRY_S: Final = 30.0
 
 
@@ -155,5 +156,6 @@ async def _read(session: Session, receive: Receive) -> None:
         text = message.get("text")
         frame = text if text is not None else message.get("bytes") or b""
         await session.hear(frame)
-        if (pause_s := budget.spend(len(frame) + _MESSAGE)) > 0:
+        values = frame.count(",") if isinstance(frame, str) else frame.count(b",")
+        if (pause_s := budget.spend(len(frame) + _MESSAGE + min(values, MAX_VALUES) * _VALUE)) > 0:
             await asyncio.sleep(pause_s)

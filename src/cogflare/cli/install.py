@@ -69,7 +69,8 @@ class Asked:
     """A worker as somebody asked for it, checked as `run` checks it. Raises click's usage errors."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        context = run.make_context("run", list(words))
+        here = click.get_current_context(silent=True)
+        context = run.make_context("run", list(words), parent=here and here.parent)
         parsed, _, _ = run.make_parser(context).parse_args(list(words))
         said = ParameterSource.COMMANDLINE
         self._given = {name: value for name, value in parsed.items() if context.get_parameter_source(name) is said}

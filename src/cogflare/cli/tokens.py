@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from cogflare.agent.address import ServerAddress
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.output import age, as_json, counted, note, print_fields, print_json, print_table, time_of
 from cogflare.cli.tokenimport import import_tokens
@@ -108,12 +109,20 @@ def create(
         return
     if join:
         note(f"worker token {created['id']} for the account {created['account']}; it is shown only now.")
-        note("Run this on the machine that is to be a worker (it reads the token from the line):")
-        for line in _join_lines(created):
-            click.echo(line)
+        _show_join(created)
         return
     note(f"{kind} token {created['id']} for the account {created['account']}; it is shown only now:")
     click.echo(created["token"])
+
+
+def _show_join(created: Mapping[str, Any]) -> None:
+    note("Run this on the machine that is to be a worker (it reads the token from the line):")
+    for line in _join_lines(created):
+        click.echo(line)
+    if not named(created["models"] or []):
+        note("Put the model in the place of OWNER/MODEL.")
+    if ServerAddress(created["join"]).is_here:
+        note("This address is good on this machine alone: public_url, a setting of the server, is what others reach.")
 
 
 def _join_lines(created: Mapping[str, Any]) -> list[str]:

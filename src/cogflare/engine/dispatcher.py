@@ -53,7 +53,7 @@ class Seat:
     model_queue: str
     version_queue: str
     version: str
-    only: str | None = None  # model (owner/name) that its worker's token is for
+    only: str | None = None  # model (owner/name) that it is for, where the version may be that of others too
     reserved: int = 0
     filling: bool = False
     again: bool = False

@@ -37,10 +37,12 @@ from cogflare.protocol.messages import AttemptKey
 from cogflare.store import files as file_store
 from cogflare.store import legacy as store
 from cogflare.store.base import Database
-from cogflare.store.legacy import UnnamedFile
+from cogflare.store.legacy import Load, UnnamedFile
 
 _SPILLED: Final = 16 << 10  # characters of a data URL in an input that is too large to be sent
 _MARKS: Final = (b"/files/", b'"data:')
+_UNSWEPT_US: Final = 24 * 3_600_000_000  # after which no such file is here any more
+_EARLIER: Final = 3  # attempts that are over, whose files may lie here until they are swept
 _OWN: Final = re.compile(r"/models/([^/]+/[^/]+)/files/([0-9a-z]{40})/[^/]+\Z", re.ASCII)
 _LONGEST_URL: Final = 4096
 _KINDS: Final = MimeTypes()
@@ -88,24 +90,42 @@ class LegacyFiles:
 
         What comes of a `body` that breaks is swept.
         """
+        load = await self.running(model)
+        if load.files >= self._max_files * load.attempts or load.unnamed_files >= self._max_files * _lying(load):
+            raise TooManyFiles(self._max_files)
         name = safe_name(filename)
         kind = safe_type(content_type)
         if kind == UNKNOWN_TYPE:
             kind = _KINDS.guess_type(name)[0] or UNKNOWN_TYPE
         id = new_key()
         file = UnnamedFile(id, model, name, kind, self._clock.wall())
-        is_noted = await store.add_file(self._db, file, self._max_files)
-        load = await store.load(self._db, model)
-        if not is_noted:
-            raise TooManyFiles(self._max_files) if load.attempts else NotRunning
-        room = load.attempts * self._max_bytes - load.bytes
-        async with aclosing(self._bounded(model, body, room)) as bounded:
+        if not await store.add_file(self._db, file, self._max_files):
+            await self.running(model)
+            raise TooManyFiles(self._max_files)
+        async with aclosing(self._bounded(model, body, self._room(load))) as bounded:
             stored = await self._blobs.put(id, bounded, self._files.max_file_bytes, label_of(name, kind))
-        if not await file_store.complete(self._db, id, stored.size, stored.sha256, stored.md5):
+        try:
+            # Others have come meanwhile, and the run may be over.
+            if stored.size > self._room(await self.running(model)):
+                raise BlobTooLarge(self._max_bytes)
+            if not await file_store.complete(self._db, id, stored.size, stored.sha256, stored.md5):
+                raise NotRunning
+        except (NotRunning, BlobTooLarge):
             with suppress(BlobError):
                 await self._blobs.delete(id)
-            raise NotRunning
+            raise
         return path_of(model, id, name)
+
+    async def running(self, model: str) -> Load:
+        """Return what runs of a model, and what has come of it; raises `NotRunning`."""
+        load = await store.load(self._db, model, self._clock.wall() - _UNSWEPT_US)
+        if not load.attempts:
+            raise NotRunning
+        return load
+
+    def _room(self, load: Load) -> int:
+        """Return how many bytes may come; what no output has named is swept late, so it is bounded as a whole too."""
+        return min(load.attempts * self._max_bytes - load.bytes, _lying(load) * self._max_bytes - load.unnamed_bytes)
 
     async def _bounded(self, model: str, body: AsyncIterable[bytes], room: int) -> AsyncGenerator[bytes]:
         """Pass a body on while all that comes of the model at once finds room; raises `BlobTooLarge`."""
@@ -179,6 +199,11 @@ class LegacyFiles:
         if len(known) >= self._max_files:
             raise TooManyFiles(self._max_files)
         known[text] = found
+
+
+def _lying(load: Load) -> int:
+    """Return for how many attempts files that no output has named may lie here."""
+    return load.attempts + _EARLIER
 
 
 def path_of(model: str, id: str, name: str) -> str:

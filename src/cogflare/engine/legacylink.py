@@ -223,6 +223,8 @@ class Session:
     async def _reconnect(self) -> None:
         await self._disconnect()
         await self._connect()
+        # Between two links nobody could be told that the token does not count any more.
+        await self._fleet.check_tokens(self._comer.caller.token)
         log.info("link of a worker of 2022 opened anew", worker=self._comer.worker, is_open=self._end.open)
 
     async def _report(self) -> None:

@@ -84,6 +84,7 @@ class Link:
         self.is_away = False
         self.is_aside = False
         self._unfit: frozenset[int] = frozenset()
+        self._models: list[str] = []
 
     # --- the socket ------------------------------------------------------------------------------------------------
 
@@ -221,9 +222,8 @@ class Link:
         """Make a seat of each offer; `unmet` (JSON text) is what they were found to lack."""
         for index, offer in enumerate(hello.offers):
             queues = queues_of(self.caller.account, offer.owner, offer.name, offer.version)
-            # A version may be that of several models, and a limited token be for only some of them.
-            only = None if self.caller.models is None else f"{offer.owner}/{offer.name}"
-            self._seats.append(Seat(self, index, *queues, offer.version, only))
+            self._seats.append(Seat(self, index, *queues, offer.version))
+            self._models.append(f"{offer.owner}/{offer.name}")
         self._ground.matching.join(self, self.caller.account, hello, unmet)
 
     async def _undo(self, worker: str, opening: asyncio.Future[Opened | None]) -> None:
@@ -468,6 +468,15 @@ class Link:
         unfit = frozenset(offer for offer, text in enumerate(unmet) if text)
         if unfit != self._unfit:
             self._unfit = unfit
+            self._seats_changed()
+
+    def bind(self, is_strict: bool) -> None:
+        """Keep each offer to its model, or let it run any that has the version, unless the token is limited."""
+        is_bound = is_strict or self.caller.models is not None
+        is_loosened = not is_bound and any(seat.only for seat in self._seats)
+        for seat, model in zip(self._seats, self._models, strict=True):
+            seat.only = model if is_bound else None
+        if is_loosened:
             self._seats_changed()
 
     def away(self) -> None:

@@ -47,9 +47,9 @@ class Fleet:
         while self._expiring and self._expiring[0][0] <= now:
             self.revoke(heapq.heappop(self._expiring)[1])
 
-    async def check_tokens(self) -> None:
-        """End the links whose tokens are revoked or expired, whether or not this node heard of it."""
-        for token in {link.caller.token for link in self.links.values()}:
+    async def check_tokens(self, *tokens: str) -> None:
+        """End the links whose tokens (these, or any) are revoked or expired, whether or not this node heard of it."""
+        for token in tokens or {link.caller.token for link in self.links.values()}:
             if not await self._accounts.is_valid(token):
                 self.revoke(token)
 

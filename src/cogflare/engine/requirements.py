@@ -19,6 +19,7 @@ from cogflare.protocol.messages import Hello, Inventory, Machine
 from cogflare.store import fleet
 from cogflare.store import requirements as store
 from cogflare.store.base import Database, Hint
+from cogflare.store.catalog import Caller
 from cogflare.store.requirements import ModelKey
 
 CHANNEL_REQUIREMENTS: Final = "requirements"
@@ -33,9 +34,14 @@ class Offerer(Protocol):
 
     worker: str
     epoch: int
+    caller: Caller
 
     def lack(self, unmet: Sequence[str]) -> None:
         """Take it that these requirements of its offers are not met: such an offer gets nothing new."""
+        ...
+
+    def bind(self, is_strict: bool) -> None:
+        """Take it that an offer is for its model alone: another with its version may require what was not weighed."""
         ...
 
 
@@ -54,9 +60,11 @@ class Matching:
         self._spawn = spawn
         self._known: dict[ModelKey, str] | None = None
         self._required: dict[ModelKey, Requirements] = {}
+        self._strict: set[str] = set()
         self._due: set[ModelKey] = set()
         self._links: dict[str, Offerer] = {}
         self._machines: dict[str, tuple[Offerer, Machine]] = {}
+        self._noted: set[str] = set()  # workers of which a word was taken since the last look
         self._one = asyncio.Lock()
         db.listen(self._heard)
 
@@ -66,7 +74,8 @@ class Matching:
         """Wait until it is known what models require."""
         if self._known is None:
             async with self._one:
-                await self._learn()
+                if self._known is None:  # of all that wait here one asks
+                    await self._learn()
 
     def of_hello(self, account: str, hello: Hello) -> list[str]:
         """Return what is lacking for each offer of a hello."""
@@ -75,11 +84,12 @@ class Matching:
     def join(self, link: Offerer, account: str, hello: Hello, written: str) -> None:
         """Care for a worker that has opened a link; `written` (JSON text) is what its row says of its offers."""
         self._links[link.worker] = link
+        link.bind(account in self._strict)
         found = self.of_hello(account, hello)
         link.lack(found)
-        if (now := _text(found)) != written:
+        if _text(found) != written:
             # What is required has changed since.
-            self._spawn(store.note_unmet(self._db, [(link.worker, link.epoch, now)]))
+            self._spawn(self._put_right(link))
         for offer, text in zip(hello.offers, found, strict=True):
             if text:
                 log.info("worker gets nothing of a model", worker=link.worker, name=offer.name, reason=text)
@@ -87,28 +97,31 @@ class Matching:
     def leave(self, worker: str) -> None:
         """Forget the link of a worker."""
         self._links.pop(worker, None)
+        self._machines.pop(worker, None)
 
     def heard(self, link: Offerer, message: Inventory) -> None:
-        """Take a worker's word on its machine; of several that come at once the last counts."""
-        is_busy = link.worker in self._machines
+        """Take a worker's word on its machine: the first at once, of those that follow the last at the next look."""
         self._machines[link.worker] = (link, message.machine)
-        if not is_busy:
+        if link.worker not in self._noted:
+            self._noted.add(link.worker)
             self._spawn(self._note(link.worker))
 
     async def _note(self, worker: str) -> None:
-        noted = None
-        try:
-            while (said := self._machines[worker]) is not noted:
-                link, machine = noted = said
-                async with self._one:
-                    await self._weigh_anew(link, machine)
-        finally:
-            del self._machines[worker]
+        async with self._one:
+            if (said := self._machines.get(worker)) is not None:
+                await self._weigh_anew(*said)
+                if self._machines.get(worker) is said:
+                    del self._machines[worker]
 
-    async def _weigh_anew(self, link: Offerer, machine: Machine) -> None:
+    async def _put_right(self, link: Offerer) -> None:
+        async with self._one:
+            await self._weigh_anew(link)
+
+    async def _weigh_anew(self, link: Offerer, machine: Machine | None = None) -> None:
         row = await fleet.get_worker(self._db, link.worker)
         if row is None or row.link_epoch != link.epoch:
             return
+        machine = machine_of(row.machine) if machine is None else machine
         found = self._lacking(row.account, _offers(row.offers), machine)
         link.lack(found)
         await store.note_machine(self._db, link.worker, link.epoch, machine_text(machine), _text(found))
@@ -116,8 +129,11 @@ class Matching:
     # --- what models require ---------------------------------------------------------------------------------------
 
     async def tick(self) -> float:
-        """Look whether models require something else now; returns the seconds until the next look."""
+        """Look what models require and what machines have become; returns the seconds until the next look."""
         await self._look()
+        self._noted = set(self._machines)
+        for worker in list(self._machines):
+            await self._note(worker)
         return _LOOK_S
 
     def _heard(self, hint: Hint) -> None:
@@ -142,6 +158,12 @@ class Matching:
                 self._required[model] = parse(found[model])
         self._known = found
         self._due |= changed
+        strict = {account for account, *_ in self._required}
+        if turned := strict ^ self._strict:
+            self._strict = strict
+            for link in self._links.values():
+                if link.caller.account in turned:
+                    link.bind(link.caller.account in strict)
 
     async def _match(self, model: ModelKey) -> None:
         """Hold every worker that offers the model, and nobody else cares for, against what is required now."""

@@ -22,11 +22,16 @@ class Begun(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The attempts of a model that workers of 2022 run now, with the files that have come of them."""
+    """The attempts of a model that workers of 2022 run now, with the files that have come of them.
+
+    The files that no output has named, and their bytes, are those of earlier attempts too.
+    """
 
     attempts: int
     files: int
     bytes: int
+    unnamed_files: int
+    unnamed_bytes: int
 
 
 class UnnamedFile(msgspec.Struct, frozen=True):
@@ -51,9 +56,9 @@ async def add_file(db: Database, file: UnnamedFile, limit: int) -> bool:
     return bool(rows[0])
 
 
-async def load(db: Database, model: str) -> Load:
-    """Return what runs of a model, and what has come of it."""
-    rows = await db.read("files_of_2022", model=model, origin=_origin(model))
+async def load(db: Database, model: str, since: int) -> Load:
+    """Return what runs of a model, and what has come of it; files that no output has named are counted from `since`."""
+    rows = await db.read("files_of_2022", model=model, origin=_origin(model), since=since)
     return Load(*rows[0])
 
 

@@ -157,10 +157,10 @@ def test_results_become_json(function: Maker, result: str, output: object) -> No
 @pytest.mark.parametrize(
     ("result", "error"),
     [
-        ("object()", "TypeError: the output holds a object, which is no JSON"),
-        ("[b'bytes']", "TypeError: the output holds a bytes, which is no JSON"),
-        ("{(1, 2): 3}", "TypeError: the output holds a dictionary with a tuple as a key, which is no JSON"),
-        ("float('nan')", "ValueError: Out of range float values are not JSON compliant"),
+        ("object()", "TypeError: the output holds something of type object, which is no JSON"),
+        ("[b'bytes']", "TypeError: the output holds something of type bytes, which is no JSON"),
+        ("{(1, 2): 3}", "TypeError: the output holds a dictionary with a key of type tuple, which is no JSON"),
+        ("float('nan')", "ValueError: the output holds nan, which is no JSON"),
     ],
 )
 def test_results_that_are_no_json_fail(function: Maker, result: str, error: str) -> None:

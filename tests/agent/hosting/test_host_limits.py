@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cogflare.agent.hosting import boot
 from cogflare.agent.hosting.files import Files, InputFailed
+from cogflare.agent.hosting.frames import Channel, encode
 from cogflare.agent.hosting.hooks import tell
 from cogflare.agent.hosting.runs import Run, Runs
 from support.hosting import Host, Outside, wait_for, write_module
@@ -17,27 +22,41 @@ from support.hosting import Host, Outside, wait_for, write_module
 Maker = Callable[..., Host]
 
 
-def test_a_cancel_that_comes_twice_is_not_that_of_the_next_run(function: Maker) -> None:
-    host = function("""
-        import threading, time
+FLOOD = """
+    import threading, time
+    from pathlib import Path
 
-        def hog() -> None:
-            while True:
-                pass
+    def flood() -> None:
+        while not Path("enough").exists():
+            print("x" * 10_000)
 
-        for _ in range(2):  # so that cancels meet the run before it has begun, and while it begins
-            threading.Thread(target=hog, daemon=True).start()
+    threading.Thread(target=flood, daemon=True).start()
 
-        def predict(seconds: float = 0) -> str:
-            time.sleep(seconds)
-            return "rested"
-    """)
-    for number in range(12):
-        host.start({"seconds": 60}, f"a{number}")
-        host.cancel(f"a{number}")
-        host.cancel(f"a{number}")
-        assert host.ended(f"a{number}")["status"] == "canceled"
-        assert host.run({}, f"b{number}")["status"] == "succeeded"
+    def predict() -> str:
+        return "rested"
+"""
+
+
+def test_a_cancel_that_comes_twice_is_not_that_of_the_next_run(tmp_path: Path) -> None:
+    write_module(tmp_path, FLOOD)
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, boot.__file__, "function", "model:predict", "--model-fd", str(theirs.fileno())]
+    with subprocess.Popen(command, cwd=tmp_path, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL), ours:
+        theirs.close()
+        channel = Channel(ours)
+        frames = iter(channel)
+        next(frame for frame in frames if frame["type"] == "ready")
+        time.sleep(0.2)  # nobody reads, so it cannot even tell an end
+        cancel = encode({"type": "cancel", "id": "r1"})
+        channel.write(encode({"type": "run", "id": "r1", "input": {}}) + b"\n" + cancel)
+        time.sleep(0.2)
+        channel.write(cancel)
+        time.sleep(0.2)
+        (tmp_path / "enough").touch()
+        ends = (frame for frame in frames if frame["type"] == "ended")
+        assert next(ends)["status"] == "canceled"
+        channel.send({"type": "run", "id": "r2", "input": {}})
+        assert next(ends)["status"] == "succeeded"
 
 
 def test_an_end_is_seen_whole_or_not_at_all() -> None:
@@ -173,6 +192,21 @@ def test_a_run_that_is_over_leaves_no_file_that_comes_late() -> None:
         pass
     with pytest.raises(InputFailed, match="the run is over"):
         files.fetch("data:,late")
+
+
+def test_a_fork_that_leaves_the_function_ends_alone(function: Maker) -> None:
+    host = function("""
+        import os, sys
+        from pathlib import Path
+
+        def predict(source: Path) -> list[str]:
+            if (pid := os.fork()) == 0:
+                sys.exit(3)
+            return [str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])), source.read_text()]
+    """)
+    end = host.run({"source": "data:,here"})
+    assert (end.get("output"), end["logs"]) == (["3", "here"], "")
+    assert host.run({"source": "data:,again"}, "r2")["output"] == ["3", "again"]
 
 
 @pytest.mark.parametrize("path", ["/predictions/a%2Fb", "/predictions/%2e%2e", "/predictions/%00", "/predictions/é"])

@@ -1,13 +1,16 @@
 """Type hints as schemas: equal to Cog's for equal models, and complaints about what cannot be served."""
 
 import json
+import re
+import sys
+import types
 import typing
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import partial
 from pathlib import Path, PosixPath
-from typing import Annotated, Any, Literal, NewType, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NewType, NotRequired, TypedDict
 
 import jsonschema_rs
 import pytest
@@ -15,7 +18,7 @@ import pytest
 from cogflare.agent.hosting.annotations import Kinds, Unsupported
 from cogflare.agent.hosting.checking import check, problems
 from cogflare.agent.hosting.files import Files
-from cogflare.agent.hosting.functions import describe
+from cogflare.agent.hosting.functions import describe, load
 from cogflare.agent.hosting.model import SetupError
 from cogflare.domain.inputs import compile_input
 
@@ -43,6 +46,40 @@ class Point:
 @dataclass
 class Tree:
     left: "Tree | None"
+
+
+@dataclass
+class Counted:
+    made: ClassVar[int] = 0
+    first: int
+    total: int = field(init=False, default=0)
+    last: int = field(default=9, kw_only=True)
+
+
+POSTPONED = """
+from __future__ import annotations
+from typing import Annotated, NotRequired, Required, TypedDict
+
+class Options(TypedDict):
+    steps: Annotated[int, {"ge": 1}]
+    name: NotRequired[str]
+
+class Others(TypedDict, total=False):
+    seed: Required[int]
+    name: str
+
+def predict(options: Options, others: Others) -> str: ...
+"""
+METHODS = """
+class Model:
+    @classmethod
+    def made(cls, text: str) -> str: ...
+    @staticmethod
+    def plain(text: str) -> str: ...
+    def predict(self, text: str) -> str: ...
+
+model = Model()
+"""
 
 
 class Options(TypedDict):
@@ -212,6 +249,50 @@ def test_data_classes_and_typed_dictionaries_are_objects() -> None:
     assert options.load({"steps": 2}, Files("", "r1")) == {"steps": 2}
 
 
+def test_of_a_data_class_what_can_be_given_is_offered() -> None:
+    kind = Kinds().of(Counted, "x")
+    assert list(kind.schema["properties"]) == ["first", "last"]
+    assert kind.schema["required"] == ["first"]
+    assert kind.load({"first": 1, "total": 5}, Files("", "r1")) == Counted(1)
+
+
+def test_hints_that_are_texts_say_which_keys_are_required() -> None:
+    module = types.ModuleType("postponed")
+    exec(POSTPONED, module.__dict__)
+    sys.modules["postponed"] = module
+    try:
+        given, _ = schemas_of(module.predict)
+    finally:
+        del sys.modules["postponed"]
+    assert given["properties"]["options"]["required"] == ["steps"]
+    assert given["properties"]["others"]["required"] == ["seed"]
+    assert given["required"] == ["options", "others"]
+
+
+def test_choices_of_a_list_are_those_of_its_items() -> None:
+    kinds = Kinds()
+    kind = kinds.of(Annotated[list[str], {"choices": ["a", "b"]}], "x")
+    assert kind.schema == {"type": "array", "items": {"allOf": [{"$ref": "#/components/schemas/x"}]}}
+    assert check(kind.schema, ["a", "b", "a"], kinds.components) == []
+    assert check(kind.schema, ["c"], kinds.components)
+    assert check(kind.schema, "a", kinds.components)
+
+
+def test_none_among_choices_is_null() -> None:
+    kinds = Kinds()
+    kind = kinds.of(Literal["a", None], "x")
+    assert check(kind.schema, None, kinds.components) == check(kind.schema, "a", kinds.components) == []
+    assert kinds.components["x"]["enum"] == ["a"]
+
+
+def test_components_have_names_that_references_can_have() -> None:
+    def predict() -> Literal["a", "b"]:
+        return "a"
+
+    names = describe(predict).document["components"]["schemas"]
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names), names
+
+
 def test_a_path_is_of_the_class_that_was_asked_for() -> None:
     with Files("", "r1") as fetched:
         path = Kinds().of(PosixPath, "x").load("data:text/plain,hello", fetched)
@@ -231,6 +312,9 @@ def test_a_path_is_of_the_class_that_was_asked_for() -> None:
         (Callable[[], None], "x: collections.abc.Callable"),
         (typing.TypeVar("T"), "x: ~T is not a type"),
         (Literal["a", b"b"], "x: a choice is between texts, numbers and truth values"),
+        (Annotated[str, {"pattern": "("}], "x: pattern cannot be '('"),
+        (Annotated[int, {"ge": "a"}], "x: ge cannot be 'a'"),
+        (Annotated[str, {"description": 1}], "x: description cannot be 1"),
         (Annotated[int, {"atleast": 1}], "x: nothing is known of atleast; there is description, ge, le,"),
     ],
 )
@@ -315,6 +399,16 @@ def test_other_callables_are_functions_too() -> None:
     assert not describe(Model()).is_async
     given, _ = schemas_of(partial(Model(), text="x"))
     assert given["properties"]["text"]["default"] == "x"
+
+
+def test_methods_need_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "methods.py").write_text(METHODS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("Model.made", "Model.plain", "model.predict"):
+        assert load(f"methods:{name}").document["components"]["schemas"]["Input"]["required"] == ["text"]
+    with pytest.raises(SetupError, match=r"methods:Model.predict is a method of objects: .* methods:object.predict"):
+        load("methods:Model.predict")
 
 
 def test_functions_that_cannot_be_served_say_why() -> None:

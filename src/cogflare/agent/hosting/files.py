@@ -40,13 +40,14 @@ class Files:
         self._upload_url, self.run_id = upload_url.rstrip("/"), run_id
         self._folder: Path | None = None
         self._is_left = False
+        self._owner = os.getpid()
 
     def __enter__(self) -> "Files":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_left = True
-        if self._folder is not None:
+        if self._folder is not None and os.getpid() == self._owner:  # a fork has the run of its parent
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def fetch(self, url: str) -> Path:

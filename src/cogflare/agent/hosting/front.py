@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,6 @@ from . import hooks
 from .child import Child
 from .frames import Frame
 from .runs import Run, Runs
-from .times import now
 
 _VERSION = {"cogflare_host": "1", "python": platform.python_version()}
 _MAX_SETUP_LOG = 1 << 20
@@ -21,7 +21,7 @@ class Front:
     def __init__(self, command: list[str]) -> None:
         self.status = "STARTING"
         self.document: dict[str, Any] | None = None
-        self._setup: dict[str, Any] = {"started_at": now()}
+        self._setup: dict[str, Any] = {"started_at": _now()}
         self._log: list[str] = []
         self._log_room = _MAX_SETUP_LOG
         self._is_stopping = False
@@ -86,12 +86,18 @@ class Front:
         self._set_up("SETUP_FAILED", "failed")
 
     def _set_up(self, status: str, outcome: str) -> None:
-        self._setup |= {"completed_at": now(), "status": outcome}
+        self._setup |= {"completed_at": _now(), "status": outcome}
         self.status = status
 
     def _end_of_run(self, run: Run) -> None:
         if run.hook:
             hooks.tell(run.hook, run.snapshot(), lambda: self.runs.forget(run))
+
+
+def _now() -> str:
+    """The time in RFC 3339, in UTC, as Cog writes it."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09}+00:00"
 
 
 def _say(text: str) -> None:

@@ -98,5 +98,6 @@ def _serverless() -> Any:
         if error.name != "runpod":  # it is there, and lacks something
             raise
         standin.install()
-        print(f"runpod is not installed for {sys.executable}: a stand-in takes its place")
+        need = "install runpod there if the handler uses more of it"
+        print(f"runpod is not installed for {sys.executable}: a stand-in takes its place; {need}")
     return importlib.import_module("runpod.serverless")

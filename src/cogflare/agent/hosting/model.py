@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import enum
 import inspect
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -56,6 +57,8 @@ def _parts(function: Any) -> tuple[Any, ...]:
 
 def plain(value: Any, files: Files) -> Any:
     """Return a result as JSON has it, its files stored; raises `TypeError` for what JSON cannot say."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"the output holds {value}, which is no JSON")
     if value is None or isinstance(value, bool | str) or type(value) in (int, float):
         return value.value if isinstance(value, enum.Enum) else value
     if isinstance(value, enum.Enum):
@@ -82,11 +85,11 @@ def _foreign(value: Any, files: Files) -> Any:
     for method in ("tolist", "model_dump"):
         if callable(made := getattr(value, method, None)) and not isinstance(value, type):
             return plain(made(), files)
-    raise TypeError(f"the output holds a {type(value).__qualname__}, which is no JSON")
+    raise TypeError(f"the output holds something of type {type(value).__qualname__}, which is no JSON")
 
 
 def _key(key: object) -> str:
     key = key.value if isinstance(key, enum.Enum) else key
     if isinstance(key, str | int | float | bool):
         return str(key)
-    raise TypeError(f"the output holds a dictionary with a {type(key).__qualname__} as a key, which is no JSON")
+    raise TypeError(f"the output holds a dictionary with a key of type {type(key).__qualname__}, which is no JSON")

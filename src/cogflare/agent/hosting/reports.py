@@ -66,12 +66,17 @@ class Reports:
         self._channel.send(frame)
 
     def failure(self, error: BaseException) -> Ending:
-        """Return the end of a run that has raised; its traceback goes into the log."""
+        """Return the end of a run that has raised; its traceback goes into the log.
+
+        In a fork of this process nothing has ended but the fork: the error is raised again.
+        """
+        if not self._channel.is_ours:
+            raise error
         if isinstance(error, Failed | UploadFailed):
             return "failed", None, str(error)
         with suppress(Exception):
             print(told_traceback(error), end="", file=sys.stderr)
-        return "failed", None, f"{type(error).__name__}: {error}"
+        return "failed", None, f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def told_traceback(error: BaseException) -> str:

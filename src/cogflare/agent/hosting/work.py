@@ -43,6 +43,8 @@ def serve(options: argparse.Namespace) -> None:
     except SetupError as error:
         _give_up(channel, logs, f"{error}\n")
     except BaseException as error:
+        if not channel.is_ours:
+            raise
         _give_up(channel, logs, told_traceback(error))
 
 

@@ -189,9 +189,10 @@ def _client() -> Docker:
     try:
         return Docker(url=url)
     except (AssertionError, ValueError) as error:
-        raise SetupFailed(
-            f"no Docker here: DOCKER_HOST is not set and there is no {_SOCKETS[1]}; is Docker installed and started?"
-        ) from error
+        lack = f"DOCKER_HOST is not set and there is no {_SOCKETS[1]}; is Docker installed and started?"
+        if url:
+            lack = f"DOCKER_HOST={url} is no address; it looks like unix://{_SOCKETS[1]} or tcp://127.0.0.1:2375"
+        raise SetupFailed(f"no Docker here: {lack}") from error
     except DockerError as error:
         raise SetupFailed(f"Docker's configuration cannot be used: {error.message}") from error
 

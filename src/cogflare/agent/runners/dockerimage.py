@@ -131,6 +131,8 @@ class Plan:
         port = self.server_port(network)
         host: dict[str, Any] = {
             "NetworkMode": "host" if network.port else "bridge",
+            # Coglet names a socket of the network it is in after its process id: two that are both 1 there would meet.
+            "PidMode": "host" if network.port else "",
             "Binds": list(self.source.volumes),
             "DeviceRequests": self.gpus,
             "LogConfig": _LOG,

@@ -196,12 +196,21 @@ async def wait_ready(server: CogServer, log: LogSink, reach_s: float, news: Call
         if health and health.status in ("READY", "BUSY"):
             return health
         if health and health.status != "STARTING":
-            if news:  # the traceback stands in the reported log alone
+            if not said.startswith(health.setup_logs):  # which may have been cut; else the traceback is in it alone
                 log(health.setup_logs.removeprefix(said))
-            why = last_lines(health.setup_logs) or last_lines(said)
-            raise SetupFailed(f"the model's setup ended as {health.status}\n{why}".rstrip())
+                said = health.setup_logs
+            why = last_lines(said)
+            raise SetupFailed(_setup_failure(health.status, why))
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.5)
+
+
+def _setup_failure(status: str, why: str) -> str:
+    """Say what the log ends with, where Python says what went wrong, and then the lines before."""
+    lines = [line.strip() for line in why.splitlines() if line.strip()]
+    last = lines[-1] if lines else "without a word about the reason"
+    headline = last if lines and status == "SETUP_FAILED" else f"the model's setup ended as {status}: {last}"
+    return f"{headline}\n{why}" if len(lines) > 1 else headline
 
 
 def last_lines(text: str) -> str:

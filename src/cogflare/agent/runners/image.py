@@ -77,7 +77,7 @@ class ImageRunner:
                 if left and left.server:
                     await process.sweep(left.server.minder)
                 if removed := await dockercontainer.sweep(host, self._worker):
-                    log(f"removed what an earlier worker left: {removed} container(s)\n")
+                    log(f"removed what an earlier worker left: {removed} container{'' if removed == 1 else 's'}\n")
                 if self._takeover:
                     self._takeover.forget()
                 self._receiver = self._new_receiver(model.network)

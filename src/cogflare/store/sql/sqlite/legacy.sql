@@ -23,7 +23,8 @@ WHERE (SELECT count(*) FROM running) * :limit > (
 RETURNING id;
 
 -- name: files_of_2022
--- How many attempts of the model workers of 2022 run, how many files have come of them, and their bytes.
+-- How many attempts of the model workers of 2022 run, how many files have come of them, and their bytes; then how many
+-- files and bytes lie here since then that no output has named, of earlier attempts too.
 WITH running AS (
     SELECT a.prediction, a.attempt, a.claimed_at FROM attempts AS a JOIN predictions AS p ON p.id = a.prediction
     WHERE a.ended_at IS NULL AND substr(a.holder, 1, 5) = '2022-' AND p.model = :model),
@@ -33,8 +34,12 @@ theirs AS (
     UNION ALL
     SELECT f.size FROM files AS f
     WHERE f.state = 'pending' AND f.created_at >= (SELECT min(claimed_at) FROM running)
-        AND f.prediction IS NULL AND f.metadata = :origin)
-SELECT (SELECT count(*) FROM running), (SELECT count(*) FROM theirs), (SELECT coalesce(sum(size), 0) FROM theirs);
+        AND f.prediction IS NULL AND f.metadata = :origin),
+unnamed AS (
+    SELECT f.size FROM files AS f
+    WHERE f.state = 'pending' AND f.created_at >= :since AND f.prediction IS NULL AND f.metadata = :origin)
+SELECT (SELECT count(*) FROM running), (SELECT count(*) FROM theirs), (SELECT coalesce(sum(size), 0) FROM theirs),
+    (SELECT count(*) FROM unnamed), (SELECT coalesce(sum(size), 0) FROM unnamed);
 
 -- name: name_file
 -- A file that an output of this attempt names becomes one of the attempt.
