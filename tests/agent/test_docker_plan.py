@@ -257,6 +257,7 @@ def test_the_options_make_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (["--image", "a/b", "--memory", "much"], "looks like 512m or 6g"),
         (["--image", "a/b", "--memory", "0"], "looks like 512m or 6g"),
         (["--image", "a/b", "--gpus", "0;1"], "numbers such as 0,1"),
+        (["--image", "a/b", "--gpus", "fast"], "numbers such as 0,1"),
         (["--image", "a/b", "-v", "weights"], "of the form source:/path"),
         (["--image", "a/b", "-v", "a:b"], "of the form source:/path"),
         (["--image", "a/b", "--env", "NOT_SET_HERE"], "NOT_SET_HERE is not set here"),

@@ -40,7 +40,9 @@ class ServerAddress:
     def __init__(self, url: str) -> None:
         parts = urlsplit(with_scheme(url))
         scheme = _SCHEMES.get(parts.scheme)
-        if scheme is None or not parts.hostname or parts.query or parts.fragment or parts.username:
+        if parts.username or parts.password:
+            raise ValueError("the address of a server has no user and password in it: a token says who you are")
+        if scheme is None or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"{url!r} is not the address of a server; it looks like https://gateway.example.com")
         self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.origin = origin_of(self.base)

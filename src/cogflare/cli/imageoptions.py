@@ -13,7 +13,8 @@ from cogflare.agent.sources import ImageSource
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_GPUS = re.compile(r"auto|all|none|[0-9A-Za-z-]+(?:,[0-9A-Za-z-]+)*")
+_GPU = r"(?:\d{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]+)"
+_GPUS = re.compile(rf"auto|all|none|{_GPU}(?:,{_GPU})*")
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
 _IMAGE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:/@-]*")
 _MAX_IMAGE = 500

@@ -185,8 +185,9 @@ class Following:
             return self._end_lost(self._lost or "")
         error = body.get("error")
         if body["status"] == "failed" and str(error).startswith(_CRASHES):
-            self._on_crash(f"the model's process died: {error}")
-            return self._end_lost(f"the model's process died: {error}")
+            reason = _death(str(error))
+            self._on_crash(reason)
+            return self._end_lost(reason)
         if body["status"] == "failed" and str(error).startswith(_NOT_UPLOADED):
             return self._end_lost(f"an output file did not reach the worker: {error}")
         metrics = body.get("metrics") or {}
@@ -267,6 +268,12 @@ class Following:
             while body := await self._server.poll(self.run_id):
                 self.deliver(body)
                 await asyncio.sleep(_POLL_S)
+
+
+def _death(error: str) -> str:
+    """Return how the model's process died, said once."""
+    how = error.removeprefix("Worker crashed: ")
+    return how if how.startswith("the model's process") else f"the model's process died: {how}"
 
 
 def _patience_s(job: Job) -> float:
