@@ -370,3 +370,8 @@ def test_what_no_worker_could_run_is_not_installed(
     assert result.exit_code == 2
     assert problem in result.output
     assert "cfw_secret" not in result.output
+
+
+def test_commands_do_not_load_the_client_of_docker() -> None:
+    look = "import sys, cogflare.cli.main; print(sorted({'aiodocker', 'aiohttp', 'pynvml'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -7,6 +7,7 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 _TIMEOUT_S: Final = 5.0
@@ -56,3 +57,8 @@ def _shown(said: bytes) -> str | None:
     names = [" ".join(line.split()) for line in said.decode(errors="replace").splitlines()]
     counts = Counter(name for name in names if name)
     return ", ".join(name if many == 1 else f"{many} x {name}" for name, many in counts.items()) or None
+
+
+def is_gpu_here() -> bool:
+    """Whether this machine has an NVIDIA GPU with its driver, as Linux and WSL show it."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))

@@ -8,9 +8,10 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, cast
 
 import click
 import httpx2
@@ -19,11 +20,9 @@ import msgspec
 from cogflare import __version__
 from cogflare.agent.address import DIRECT, ServerAddress, tls_advice
 from cogflare.agent.admission import reading
+from cogflare.agent.gpu import is_gpu_here
 from cogflare.agent.identity import default_state
 from cogflare.agent.machine import Site, survey
-from cogflare.agent.runners.base import SetupFailed
-from cogflare.agent.runners.dockerhost import DockerHost, is_gpu_here, said
-from cogflare.agent.runners.dockerimage import WORKER_LABEL, knows_gpus
 from cogflare.cli.findings import Finding, conclude, show
 from cogflare.cli.leftovers import Leftovers
 from cogflare.cli.worker import ServerType, read_token
@@ -31,8 +30,7 @@ from cogflare.protocol.messages import Machine
 
 _TIMEOUT: Final = httpx2.Timeout(15.0, connect=5.0)
 _LEAST_FREE: Final = 5_000_000_000
-_NO_DOCKER: Final = "only images need it (--image): https://docs.docker.com/engine/install"
-_LABELLED: Final = msgspec.json.encode({"label": [WORKER_LABEL]}).decode()
+_DOCKER: Final = "cogflare.cli.containers:findings"
 
 
 class _Health(msgspec.Struct):
@@ -112,7 +110,7 @@ class Preflight:
                 async for finding in self._there(http, self._server):
                     yield finding
         yield _gpu(await survey(Site(self._cache), None))
-        async for finding in self._docker():
+        async for finding in _containers(self._leftovers):
             yield finding
         yield _disk(self._cache)
         for finding in self._leftovers.folders():
@@ -149,24 +147,11 @@ class Preflight:
             return Finding("token", "failed" if word.is_final else "warning", word.text)
         return Finding("token", "ok", "the server takes it")
 
-    async def _docker(self) -> AsyncIterator[Finding]:
-        """Look at the Docker daemon, whether containers see the GPU, and at containers without a worker."""
-        try:
-            host = await DockerHost.reach()
-        except SetupFailed as error:
-            yield Finding("docker", "warning", str(error), _NO_DOCKER)
-            return
-        try:
-            yield Finding("docker", "ok", f"the daemon answers (Docker {host.info.get('ServerVersion', '?')})")
-            if is_gpu_here():
-                yield _toolkit(host.info)
-            async with said("the containers of workers cannot be listed"):
-                found = await host.docker.containers.list(all=True, filters=_LABELLED)
-            yield self._leftovers.containers(container["Labels"] for container in found)
-        except SetupFailed as error:
-            yield Finding("containers", "warning", str(error))
-        finally:
-            await host.close()
+
+def _containers(leftovers: Leftovers) -> AsyncIterator[Finding]:
+    """Look at Docker, with what most commands had better not load."""
+    module, _, name = _DOCKER.partition(":")
+    return cast(AsyncIterator[Finding], getattr(import_module(module), name)(leftovers))
 
 
 def _python() -> Finding:
@@ -198,14 +183,6 @@ def _gpu(machine: Machine) -> Finding:
         return Finding("gpu", "warning", "there is one, but its driver does not name it", todo)
     todo = "models run on the CPU; for an NVIDIA GPU, install its driver"
     return Finding("gpu", "warning", "no NVIDIA GPU or driver", todo)
-
-
-def _toolkit(info: Mapping[str, Any]) -> Finding:
-    """Say whether containers are given GPUs."""
-    if knows_gpus(info):
-        return Finding("gpu toolkit", "ok", "containers are given GPUs")
-    todo = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker; restart Docker"
-    return Finding("gpu toolkit", "warning", "containers see no GPU", todo)
 
 
 def _disk(cache: Path) -> Finding:

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from ipaddress import IPv4Network
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -174,11 +173,6 @@ async def said(what: str, limit_s: float = _ANSWER_S) -> AsyncIterator[None]:
         raise SetupFailed(f"{what}: {error.message}{_advice(error.message)}") from error
     except TimeoutError as error:
         raise SetupFailed(f"{what}: Docker does not answer") from error
-
-
-def is_gpu_here() -> bool:
-    """Whether this machine has an NVIDIA GPU with its driver, as Linux and WSL show it."""
-    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
 def _client() -> Docker:

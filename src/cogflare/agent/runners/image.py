@@ -15,11 +15,12 @@ from typing import Final
 import httpx2
 
 from cogflare.agent.depot import Depot
+from cogflare.agent.gpu import is_gpu_here
 from cogflare.agent.runners import dockercontainer, process
 from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RunLost, SetupFailed, UploadSink
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.dockercontainer import Container
-from cogflare.agent.runners.dockerhost import DockerHost, is_gpu_here
+from cogflare.agent.runners.dockerhost import DockerHost
 from cogflare.agent.runners.dockerimage import Network, Plan, gpu_requests, knows_gpus
 from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
