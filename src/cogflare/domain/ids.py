@@ -97,6 +97,11 @@ def model_queue(pool: str, owner: str, name: str) -> str:
     return f"{pool}/{owner}/{name}"
 
 
+def model_of_queue(queue: str) -> str:
+    """Return the model (owner/name) of such a queue."""
+    return queue.partition("/")[2]
+
+
 def route_queue(account: str, owner: str, name: str) -> str:
     """Return the queue of predictions that no worker is to take: they wait for a provider of the account."""
     return f"{_ROUTE}{account}/{owner}/{name}"

@@ -12,7 +12,7 @@ import structlog
 from msgspec import UNSET, Raw, UnsetType
 
 from cogflare.domain.filefields import has_marks
-from cogflare.domain.ids import model_queue, version_queue
+from cogflare.domain.ids import model_of_queue, model_queue, version_queue
 from cogflare.engine.adoption import Ground, Port, adopt, free_unlisted, resumes_of
 from cogflare.engine.dispatcher import Seat
 from cogflare.engine.greeting import NotAdmitted, admit, refusal, row_of
@@ -84,7 +84,6 @@ class Link:
         self.is_away = False
         self.is_aside = False
         self._unfit: frozenset[int] = frozenset()
-        self._models: list[str] = []
 
     # --- the socket ------------------------------------------------------------------------------------------------
 
@@ -223,7 +222,6 @@ class Link:
         for index, offer in enumerate(hello.offers):
             queues = queues_of(self.caller.account, offer.owner, offer.name, offer.version)
             self._seats.append(Seat(self, index, *queues, offer.version))
-            self._models.append(f"{offer.owner}/{offer.name}")
         self._ground.matching.join(self, self.caller.account, hello, unmet)
 
     async def _undo(self, worker: str, opening: asyncio.Future[Opened | None]) -> None:
@@ -474,8 +472,8 @@ class Link:
         """Keep each offer to its model, or let it run any that has the version, unless the token is limited."""
         is_bound = is_strict or self.caller.models is not None
         is_loosened = not is_bound and any(seat.only for seat in self._seats)
-        for seat, model in zip(self._seats, self._models, strict=True):
-            seat.only = model if is_bound else None
+        for seat in self._seats:
+            seat.only = model_of_queue(seat.model_queue) if is_bound else None
         if is_loosened:
             self._seats_changed()
 
