@@ -107,7 +107,7 @@ async def test_a_crashed_model_is_whole_after_a_restart(
     opened: Opener, source: Callable[[str], FunctionSource | HandlerSource]
 ) -> None:
     model = await opened(source("crasher"))
-    with pytest.raises(RunLost, match=r"^the model's process ended with status 13"):
+    with pytest.raises(RunLost, match=r"^the model's process died: it ended with status 13"):
         await model.events({"crash": True})
     await asyncio.wait_for(model.runner.wait_broken(), 5)
     await model.runner.restart()

@@ -8,17 +8,16 @@ agent by nature; an agent that comes after a killed one goes on with the runs th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any
 
 import httpx2
 import msgspec
 
 from cogflare.agent.depot import Depot
-from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RestartRefused, RunLost, UploadSink
+from cogflare.agent.runners.base import LogSink, Offer, RestartRefused, UploadSink
 from cogflare.agent.runners.cogserver import CogServer, Health
-from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
+from cogflare.agent.runners.driver import CogDriver, Driven, wait_ready
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
 from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
@@ -28,7 +27,7 @@ from cogflare.agent.sources import UrlSource
 _REACH_S = 60.0
 
 
-class CogHttpRunner:
+class CogHttpRunner(Driven):
     """A runner over the Cog server at ``url``; its files come as data URLs. ``digest`` is the image's, where known."""
 
     def __init__(
@@ -46,14 +45,13 @@ class CogHttpRunner:
         takeover: Takeover | None = None,
         depot: Depot | None = None,
     ) -> None:
+        super().__init__()
         self._owner, self._name, self._url, self._slots, self._digest = owner, name, url, slots, digest
         self._sink, self._reach_s = sink, reach_s
         self._takeover = takeover
         self._hook = (hook_host, hook_address)
         self._depot = depot or Depot()
         self._receiver = Receiver(sink, *self._hook, depot=self._depot)
-        self._broken = Breakage()
-        self._driver: CogDriver | None = None
 
     async def setup(self, log: LogSink) -> Offer:
         """Attach to the server and wait until it is ready; raises `SetupFailed`."""
@@ -115,30 +113,9 @@ class CogHttpRunner:
     def _content(self) -> str:
         return fingerprint(self._owner, self._name, self._url, self._slots, *self._hook, environ={})
 
-    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Run the job; raises `RunLost`."""
-        if not self._driver:
-            raise RunLost("the model is not set up")
-        async with aclosing(self._driver.run(job)) as events:
-            async for event in events:
-                yield event
-
-    async def cancel(self, prediction_id: str) -> None:
-        """Ask the model to stop that prediction."""
-        if self._driver:
-            await self._driver.cancel(prediction_id)
-
     async def restart(self) -> None:
         """Raise `RestartRefused`: the server belongs to somebody else."""
         raise RestartRefused(f"the Cog server at {self._url} was not started by this agent")
-
-    async def wait_broken(self) -> str:
-        """Wait until the server can take no further run; return why."""
-        return await self._broken.wait()
-
-    async def health(self) -> str | None:
-        """Ask the server how it is; return what is wrong."""
-        return await self._driver.health() if self._driver else self._broken.reason or "the model is not set up"
 
     async def close(self) -> None:
         """Let go of the server, which stays up."""

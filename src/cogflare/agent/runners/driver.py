@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 
 import httpx2
 
-from cogflare.agent.runners.base import Event, Job, LogSink, SetupFailed, UploadSink
+from cogflare.agent.runners.base import Event, Job, LogSink, RunLost, SetupFailed, UploadSink
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.following import Following
 from cogflare.agent.runners.outputs import OutputShape
@@ -171,6 +171,35 @@ class CogDriver:
         patience_s = _CANCELED_S if following.is_canceled else following.patience_s
         if now - self._gone_since.setdefault(following.run_id, now) >= patience_s:
             following.lose("the Cog server does not know the run any more")
+
+
+class Driven:
+    """What every runner over a Cog server does with its driver, which it has while the model is set up."""
+
+    def __init__(self) -> None:
+        self._broken = Breakage()
+        self._driver: CogDriver | None = None
+
+    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Run the job; raises `RunLost`."""
+        if not self._driver:
+            raise RunLost("the model is not set up")
+        async with aclosing(self._driver.run(job)) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, prediction_id: str) -> None:
+        """Ask the model to stop that prediction."""
+        if self._driver:
+            await self._driver.cancel(prediction_id)
+
+    async def wait_broken(self) -> str:
+        """Wait until the model can take no further run; return why."""
+        return await self._broken.wait()
+
+    async def health(self) -> str | None:
+        """Ask the server how it is; return what is wrong."""
+        return await self._driver.health() if self._driver else self._broken.reason or "the model is not set up"
 
 
 async def wait_ready(server: CogServer, log: LogSink, reach_s: float, news: Callable[[], str] | None = None) -> Health:

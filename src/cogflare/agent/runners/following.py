@@ -273,7 +273,8 @@ class Following:
 def _death(error: str) -> str:
     """Return how the model's process died, said once."""
     how = error.removeprefix("Worker crashed: ")
-    return how if how.startswith("the model's process") else f"the model's process died: {how}"
+    told = how.removeprefix("the model's process ")
+    return f"the model's process died: {how if told == how else f'it {told}'}"
 
 
 def _patience_s(job: Job) -> float:

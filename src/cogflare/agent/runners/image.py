@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Final
 
 import httpx2
@@ -17,12 +16,12 @@ import httpx2
 from cogflare.agent.depot import Depot
 from cogflare.agent.gpu import is_gpu_here
 from cogflare.agent.runners import dockercontainer, process
-from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RunLost, SetupFailed, UploadSink
+from cogflare.agent.runners.base import LogSink, Offer, SetupFailed, UploadSink
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.dockercontainer import Container
 from cogflare.agent.runners.dockerhost import DockerHost
 from cogflare.agent.runners.dockerimage import Network, Plan, gpu_requests, knows_gpus
-from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
+from cogflare.agent.runners.driver import CogDriver, Driven, wait_ready
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
 from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
@@ -36,7 +35,7 @@ _REACH_AGAIN_S: Final = 10.0
 _STOP_GRACE_S: Final = 3.0
 
 
-class ImageRunner:
+class ImageRunner(Driven):
     """A runner over an image. ``worker`` is the id by which its containers are known.
 
     Without a ``takeover`` the container dies with the agent.
@@ -55,13 +54,12 @@ class ImageRunner:
         depot: Depot | None = None,
         shelf: Shelf | None = None,
     ) -> None:
+        super().__init__()
         self._owner, self._name, self._source, self._worker = owner, name, source, worker
         self._sink, self._slots, self._takeover = sink, slots, takeover
         self._depot, self._shelf = depot or Depot(), shelf
         self._receiver = Receiver(sink, depot=self._depot)
-        self._broken = Breakage()
         self._host: DockerHost | None = None
-        self._driver: CogDriver | None = None
         self._container: Container | None = None
         self._watching: asyncio.Task[None] | None = None
         self._model: _Model | None = None
@@ -198,19 +196,6 @@ class ImageRunner:
     async def _watch(self, container: Container, driver: CogDriver) -> None:
         driver.broke(await container.ended())
 
-    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Run the job; raises `RunLost`."""
-        if not self._driver:
-            raise RunLost("the model is not set up")
-        async with aclosing(self._driver.run(job)) as events:
-            async for event in events:
-                yield event
-
-    async def cancel(self, prediction_id: str) -> None:
-        """Ask the model to stop that prediction."""
-        if self._driver:
-            await self._driver.cancel(prediction_id)
-
     async def restart(self) -> None:
         """Remove the container at once and start another; raises `SetupFailed`, and is broken then."""
         if not self._model or not self._host:
@@ -222,14 +207,6 @@ class ImageRunner:
             self._broken.set(str(error))
             raise
         self._broken.clear()
-
-    async def wait_broken(self) -> str:
-        """Wait until the model can take no further run; return why."""
-        return await self._broken.wait()
-
-    async def health(self) -> str | None:
-        """Ask the server how it is; return what is wrong."""
-        return await self._driver.health() if self._driver else self._broken.reason or "the model is not set up"
 
     async def close(self) -> None:
         """Stop and remove the container; may be called twice."""

@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import httpx2
 
 from cogflare.agent.depot import Depot
-from cogflare.agent.runners.base import Event, Job, LogSink, Offer, RunLost, SetupFailed, UploadSink
+from cogflare.agent.runners.base import LogSink, Offer, SetupFailed, UploadSink
 from cogflare.agent.runners.coghttp import version_of
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.cogyaml import digest_of
-from cogflare.agent.runners.driver import Breakage, CogDriver, wait_ready
+from cogflare.agent.runners.driver import CogDriver, Driven, wait_ready
 from cogflare.agent.runners.handover import Handover, Server, Takeover, fingerprint
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.process import ServerProcess, free_port, sweep
@@ -67,7 +66,7 @@ class Launch(Protocol):
         """The server's environment variables."""
 
 
-class LaunchedRunner:
+class LaunchedRunner(Driven):
     """A runner over what ``prepare`` makes ready; that raises `SetupFailed`.
 
     Without a ``takeover`` the model dies with the agent.
@@ -83,13 +82,12 @@ class LaunchedRunner:
         takeover: Takeover | None = None,
         depot: Depot | None = None,
     ) -> None:
+        super().__init__()
         self._owner, self._name, self._prepare = owner, name, prepare
         self._sink, self._takeover = sink, takeover
         self._left: Handover | None = None
         self._depot = depot or Depot()
         self._receiver = Receiver(sink, depot=self._depot)
-        self._broken = Breakage()
-        self._driver: CogDriver | None = None
         self._process: ServerProcess | None = None
         self._watching: asyncio.Task[None] | None = None
         self._model: _Model | None = None
@@ -226,19 +224,6 @@ class LaunchedRunner:
     async def _watch(self, process: ServerProcess, driver: CogDriver) -> None:
         driver.broke(await process.ended())
 
-    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Run the job; raises `RunLost`."""
-        if not self._driver:
-            raise RunLost("the model is not set up")
-        async with aclosing(self._driver.run(job)) as events:
-            async for event in events:
-                yield event
-
-    async def cancel(self, prediction_id: str) -> None:
-        """Ask the model to stop that prediction."""
-        if self._driver:
-            await self._driver.cancel(prediction_id)
-
     async def restart(self) -> None:
         """Kill the server at once and start it again; raises `SetupFailed`, and is broken then."""
         if not self._model:
@@ -250,14 +235,6 @@ class LaunchedRunner:
             self._broken.set(str(error))
             raise
         self._broken.clear()
-
-    async def wait_broken(self) -> str:
-        """Wait until the model can take no further run; return why."""
-        return await self._broken.wait()
-
-    async def health(self) -> str | None:
-        """Ask the server how it is; return what is wrong."""
-        return await self._driver.health() if self._driver else self._broken.reason or "the model is not set up"
 
     async def close(self) -> None:
         """End the server's whole process group; may be called twice."""
