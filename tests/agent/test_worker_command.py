@@ -59,7 +59,7 @@ def test_help_tells_how_to_leave_and_what_the_codes_mean() -> None:
         (["--model", "acme"], "owner/name"),
         (["--model", "acme/m/x"], "owner/name"),
         (["--server", "ftp://x"], "not the address of a server"),
-        (["--server", "https://me:two words@x"], "no user and password"),
+        (["--server", "https://me:two words@x"], "leave out user and password"),
         (["--token", ""], "cogflare tokens create"),
         (["--token", "two words"], "copied whole"),
         (["--slots", "0"], "--slots"),

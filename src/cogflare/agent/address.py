@@ -41,7 +41,7 @@ class ServerAddress:
         parts = urlsplit(with_scheme(url))
         scheme = _SCHEMES.get(parts.scheme)
         if parts.username or parts.password:
-            raise ValueError("that is not the address of a server: it needs no user and password, a token says who you are")
+            raise ValueError("not the address of a server: leave out user and password, a token says who you are")
         if scheme is None or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"{url!r} is not the address of a server; it looks like https://gateway.example.com")
         self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
