@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from typing import Protocol
 
 import httpx2
 
@@ -240,6 +241,33 @@ def _setup_failure(status: str, why: str) -> str:
     last = lines[-1] if lines else "without a word about the reason"
     headline = last if lines and status == "SETUP_FAILED" else f"the model's setup ended as {status}: {last}"
     return f"{headline}\n{why}" if len(lines) > 1 else headline
+
+
+class Program(Protocol):
+    """What runs a Cog server: a process, or a container."""
+
+    def news(self) -> str:
+        """Return what it has written since the last call."""
+        ...
+
+    async def ended(self) -> str:
+        """Wait until it has ended; return how."""
+        ...
+
+
+async def wait_up(server: CogServer, log: LogSink, reach_s: float, program: Program) -> Health:
+    """Do as `wait_ready` for a server of our own, whose program may end first: then that is said."""
+    ready = asyncio.ensure_future(wait_ready(server, log, reach_s, program.news))
+    ended = asyncio.ensure_future(program.ended())
+    try:
+        await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            raise SetupFailed(ended.result())
+        return ready.result()
+    finally:
+        for task in (ready, ended):
+            task.cancel()
+        await asyncio.gather(ready, ended, return_exceptions=True)
 
 
 def last_lines(text: str) -> str:

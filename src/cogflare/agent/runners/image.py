@@ -21,7 +21,7 @@ from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.dockercontainer import Container
 from cogflare.agent.runners.dockerhost import DockerHost
 from cogflare.agent.runners.dockerimage import Network, Plan, gpu_requests, knows_gpus
-from cogflare.agent.runners.driver import CogDriver, Driven, wait_ready
+from cogflare.agent.runners.driver import CogDriver, Driven, wait_up
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
 from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
@@ -170,21 +170,12 @@ class ImageRunner(Driven):
     async def _attach(self, container: Container, model: _Model, reach_s: float) -> Health:
         """Wait until the container's server is ready, then drive it; raises `SetupFailed`."""
         server = CogServer(container.left.url)
-        ready = asyncio.ensure_future(wait_ready(server, model.log, reach_s, container.news))
-        ended = asyncio.ensure_future(container.ended())
         try:
-            await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                raise SetupFailed(ended.result())
-            health = ready.result()
+            health = await wait_up(server, model.log, reach_s, container)
             await model.describe(server)
         except BaseException:
             await server.close()
             raise
-        finally:
-            for task in (ready, ended):
-                task.cancel()
-            await asyncio.gather(ready, ended, return_exceptions=True)
         await container.hush()
         if model.shape.has_files and not health.is_coglet and not model.plan.image.runs_cog():
             model.log("this image is not started as Cog's server: files that it makes may not get out\n")

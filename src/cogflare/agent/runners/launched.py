@@ -21,7 +21,7 @@ from cogflare.agent.runners.base import LogSink, Offer, SetupFailed, UploadSink
 from cogflare.agent.runners.coghttp import version_of
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.cogyaml import digest_of
-from cogflare.agent.runners.driver import CogDriver, Driven, wait_ready
+from cogflare.agent.runners.driver import CogDriver, Driven, wait_up
 from cogflare.agent.runners.handover import Handover, Server, Takeover, fingerprint
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.process import ServerProcess, free_port, sweep
@@ -201,21 +201,12 @@ class LaunchedRunner(Driven):
     async def _attach(self, process: ServerProcess, port: int, model: _Model, reach_s: float) -> Health:
         """Wait until the server is ready, then drive it; raises `SetupFailed`."""
         server = CogServer(f"http://127.0.0.1:{port}")
-        ready = asyncio.ensure_future(wait_ready(server, model.log, reach_s, process.news))
-        ended = asyncio.ensure_future(process.ended())
         try:
-            await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                raise SetupFailed(ended.result())
-            health = ready.result()
+            health = await wait_up(server, model.log, reach_s, process)
             await model.describe(server)
         except BaseException:
             await server.close()
             raise
-        finally:
-            for task in (ready, ended):
-                task.cancel()
-            await asyncio.gather(ready, ended, return_exceptions=True)
         shape, slots = model.shape, model.launch.slots
         self._driver = CogDriver(server, self._receiver, self._sink, shape, health, slots, self._broken)
         self._watching = asyncio.create_task(self._watch(process, self._driver))
