@@ -279,7 +279,7 @@ async def test_a_claim_under_way_is_handed_back_without_a_strike(store: Database
     await asyncio.wait_for(claimed.wait(), 5)
     worker.end.report("no GPU")
     await worker.pump()
-    while not await reason_of(rig, worker):
+    while not worker.link or not worker.link.is_aside:
         await asyncio.sleep(0.01)
     go_on.set()
     created = await creating
