@@ -14,7 +14,15 @@ MODEL = "ada/noop"
 class OldSocket:
     """One connection. `jobs` are the predictions that came over it, `closed` how the server has ended it."""
 
-    def __init__(self, node: Node, secret: str, *, session: str = "session-1", model: str = MODEL) -> None:
+    def __init__(
+        self,
+        node: Node,
+        secret: str,
+        *,
+        session: str = "session-1",
+        model: str = MODEL,
+        remote: str = "127.0.0.1",
+    ) -> None:
         self._node = node
         self._scope: dict[str, Any] = {
             "type": "websocket",
@@ -22,7 +30,7 @@ class OldSocket:
             "query_string": f"session_id={session}".encode() if session else b"",
             "headers": [(b"host", b"api.example.net")],
             "scheme": "wss",
-            "client": ("127.0.0.1", 1),
+            "client": (remote, 1),
             "subprotocols": [],
             "extensions": {"websocket.http.response": {}},
         }
@@ -50,9 +58,9 @@ class OldSocket:
         self.send(json.dumps({"id": prediction, "status": status, "output": None, "logs": [], **fields}))
         await asyncio.sleep(0)
 
-    def send(self, text: str) -> None:
-        """Send text."""
-        self._incoming.put_nowait({"type": "websocket.receive", "text": text})
+    def send(self, frame: str | bytes) -> None:
+        """Send a message of text, or of bytes."""
+        self._incoming.put_nowait({"type": "websocket.receive", "text" if isinstance(frame, str) else "bytes": frame})
 
     async def next(self) -> dict[str, Any]:
         """Return the next job."""

@@ -139,6 +139,12 @@ def test_others_are_not(headers: dict[str, str], body: Any) -> None:
         ({"version": "latest", "input": {}}, 422, "The specified version does not exist"),
         ({"model": "a/b", "input": {}, "callbackUrl": "ftp://bot.example"}, 422, "callbackUrl: Does not match format"),
         ({"model": "a/b", "input": {}, "callbackUrl": "http://127.0.0.1/x"}, 422, "callbackUrl: "),
+        (
+            {"model": "a/b", "input": {}, "callbackUrl": "https://bot.example", "webhook": "https://bot.example"},
+            422,
+            "webhook is not known beside callbackUrl: use the one or the other",
+        ),
+        ({"model": "a/b", "input": {}, "callbackUrl": "https://bot.example", "route": "classic"}, 422, "route is not"),
         ([], 422, "Invalid type. Expected: object"),
     ],
 )
@@ -146,6 +152,13 @@ def test_wrong_creates_are_refused_in_words(body: Any, status: int, said: str) -
     with pytest.raises(Problem) as refused:
         dialect.parse(json.dumps(body).encode())
     assert (refused.value.status, said in refused.value.detail) == (status, True), refused.value.detail
+
+
+def test_fields_of_the_other_dialect_that_ask_for_nothing_are_passed_over() -> None:
+    nothing: dict[str, Any] = {"webhook": None, "webhook_events_filter": [], "stream": False, "unknown": "x"}
+    body: dict[str, Any] = {"model": "a/b", "input": {}, "callbackUrl": "https://bot.example/x", **nothing}
+    order, model, _ = dialect.parse(json.dumps(body).encode())
+    assert (order.webhook, model) == ("https://bot.example/x", "a/b")
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -185,8 +185,8 @@ def test_what_was_installed_from_the_wheel_makes_the_same_wheel(tmp_path: Path) 
 
 
 def _modules() -> Iterator[Path]:
-    yield SOURCES / "cogflare" / "cli" / "workergroup.py"
-    # A runner is imported by its name when a source asks for it.
+    # What is imported by its name: how a command starts and ends, and a runner when a source asks for it.
+    yield from (SOURCES / "cogflare" / "cli" / f"{name}.py" for name in ("workergroup", "workercommands", "exits"))
     yield from (SOURCES / "cogflare" / "agent").rglob("*.py")
 
 

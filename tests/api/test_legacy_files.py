@@ -152,6 +152,44 @@ async def test_so_many_bytes_and_no_more(node: Node, socket: OldSocket) -> None:
     assert len([file for file in node.folder.rglob("*") if file.is_file()]) == 1
 
 
+async def put_from(node: Node, remote: str, size: int = 9) -> int:
+    """Upload a file from another address and return the status of the answer."""
+    transport = httpx2.ASGITransport(app=node.app, client=(remote, 1))
+    async with httpx2.AsyncClient(transport=transport, base_url=BASE) as stranger:
+        return (await stranger.put(FILES, files={"file": ("a.txt", b"x" * size)})).status_code
+
+
+async def test_strangers_take_no_room_of_the_worker(node: Node, socket: OldSocket) -> None:
+    strangers = [f"192.0.2.{number}" for number in range(1, 9)]
+    taken = [[await put_from(node, stranger) for _ in range(4)] for stranger in strangers]
+    assert taken[0] == [200, 200, 200, 413], "each has its own share"
+    assert sum(answers.count(200) for answers in taken) == 6, "and all together no more than that twice"
+    for _ in range(3):
+        await uploaded(node)
+    assert (await put(node)).status_code == 413
+
+
+async def test_a_worker_whose_files_come_by_another_way_has_as_much_room(node: Node, socket: OldSocket) -> None:
+    assert await put_from(node, "192.0.2.1", MAX_FILE_BYTES) == 200
+    assert await put_from(node, "192.0.2.2", MAX_FILE_BYTES) == 200
+    assert await put_from(node, "192.0.2.1", 100) == 413
+    assert await put_from(node, "192.0.2.3", 100) == 413
+    transport = httpx2.ASGITransport(app=node.app, client=("192.0.2.9", 1))
+    await end(node, socket, "done")
+    await node.call("POST", f"/v1/models/{MODEL}/predictions", json={"input": {}})
+    await socket.begin()
+    async with httpx2.AsyncClient(transport=transport, base_url=BASE) as other:
+        url = (await other.put(FILES, files={"file": ("a.txt", b"some text")})).json()["url"]
+    shown = await end(node, socket, url)
+    assert (await node.http.get(shown["output"])).text == "some text"
+
+
+async def test_uploads_of_strangers_at_once_share_their_room(node: Node, socket: OldSocket) -> None:
+    statuses = await asyncio.gather(*(put_from(node, f"192.0.2.{n}", MAX_FILE_BYTES) for n in range(1, 5)))
+    assert sorted(statuses) == [200, 200, 413, 413]
+    assert (await put(node, b"x" * MAX_FILE_BYTES)).status_code == 200
+
+
 async def test_uploads_that_end_one_after_the_other_share_the_room(node: Node, socket: OldSocket) -> None:
     """Each begins while there is room for it, and there is none any more when the second ends."""
     go = asyncio.Event()
@@ -205,6 +243,51 @@ async def test_a_form_that_is_none(node: Node, socket: OldSocket) -> None:
     broken = {"content-type": "multipart/form-data; boundary=b"}
     assert (await node.http.put(FILES, content=b"--b\r\nno head", headers=broken)).status_code == 400
     assert (await node.http.put("/v1/models/-a/b/files", files={"file": ("a", b"")})).status_code == 404
+
+
+async def test_what_is_around_the_file_is_bounded(node: Node, socket: OldSocket) -> None:
+    """A body that does not say how long it is, with a part before the file that does not end."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\ncontent-disposition: form-data; name="other"\r\n\r\n'
+        while sent < 20 * MAX_FILE_BYTES:
+            sent += 100_000
+            yield b"x" * 100_000
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    assert (await node.http.put(FILES, content=endless(), headers=form)).status_code == 413
+    assert sent < 2 * MAX_FILE_BYTES
+
+
+ODD: dict[str, tuple[bytes, int]] = {
+    "no name of a file": (b'name="file"', 200),
+    "an empty name": (b'name="file"; filename=""', 200),
+    "dots": (b'name="file"; filename=".."', 200),
+    "bytes that are no text": (b'name="file"; filename="\xff\xfe\x01.png"', 200),
+    "a name in another alphabet": ('name="file"; filename="кот.png"'.encode(), 200),
+    "an encoded name": (b"name=\"file\"; filename*=UTF-8''%e2%82%ac%00.png", 200),
+    "a long name": (b'name="file"; filename="%b.png"' % (b"n" * 3_000), 200),
+    "a type that is none": (b'name="file"; filename="a"\r\ncontent-type: \xff/\x01; \xe9', 200),
+    "a long type": (b'name="file"; filename="a"\r\ncontent-type: a/%b' % (b"b" * 3_000), 200),
+    "a head that does not end": (b'name="file"; filename="%b"' % (b"n" * 100_000), 400),
+    "very many heads": (b'name="file"' + b"\r\na: b" * 1_000, 400),
+    "no name": (b'filename="a.png"', 400),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+async def test_odd_names_and_types(node: Node, socket: OldSocket, case: str) -> None:
+    head, status = ODD[case]
+    body = b"--b\r\ncontent-disposition: form-data; " + head + b"\r\n\r\nsome text\r\n--b--\r\n"
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    answer = await node.http.put(FILES, content=body, headers=form)
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        await end(node, socket, answer.json()["url"])
+        served = await node.http.get(answer.json()["url"])
+        assert (served.status_code, served.text) == (200, "some text")
 
 
 async def test_a_name_and_a_type_that_could_do_harm(node: Node, socket: OldSocket) -> None:

@@ -298,6 +298,29 @@ async def test_without_a_session_each_connection_is_a_worker(node: Node, sockets
     assert len(node.fleet.links) == 2
 
 
+async def test_one_without_a_session_that_comes_back_all_night_is_one_worker(node: Node, sockets: Sockets) -> None:
+    staying = await sockets(session="")
+    prediction = await begun(node, staying)
+    for _ in range(5):
+        await (await sockets(session="")).drop()
+    await sockets(session="", remote="192.0.2.1")
+    listed = (await node.call("GET", "/v1/workers", kind="admin")).json()["results"]
+    assert len(listed) == 3, "the one that stays, the one that comes back, and one elsewhere"
+    await staying.say(prediction, "succeeded", output="undisturbed", metrics={"predict_time": 1})
+    assert (await ended(node, prediction))["output"] == "undisturbed"
+    assert await attempts(node, prediction) == ["succeeded"]
+
+
+async def test_no_session_leads_to_a_worker_without_one(node: Node, sockets: Sockets) -> None:
+    first = await sockets(session="")
+    [link] = node.fleet.links.values()
+    lines = ("", link.caller.token, f"{node.ground.node} 127.0.0.1", "0")
+    for session in ("%0A".join(lines), "%0A".join(lines[1:])):
+        await sockets(session=session.replace(" ", "%20"))
+    assert not first.is_over
+    assert len(node.fleet.links) == 3
+
+
 # --- who may come ----------------------------------------------------------------------------------------------------
 
 

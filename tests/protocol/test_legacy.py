@@ -1,6 +1,7 @@
 """What frames of workers of 2022 say, whatever they contain."""
 
 import json
+import time
 import tracemalloc
 from typing import Any
 
@@ -191,3 +192,25 @@ def test_a_worker_is_the_same_over_reconnects_and_nobody_elses() -> None:
 def test_a_job() -> None:
     told = json.loads(legacy.job(ID, "o/m", "f" * 64, Raw(b'{"a": 1}')))
     assert (told["id"], told["input"]) == (ID, {"a": 1})
+
+
+@pytest.mark.parametrize("text", [r"\n", r"\f", "[{", r"\"", r"\\["])
+def test_a_long_text_holds_nobody_up(text: str) -> None:
+    """Whatever is in it: as lines, as brackets, or escaped."""
+    long = "[" * 200 + text * (40_000_000 // len(text))
+    for field in ("output", "logs", "error"):
+        began = time.thread_time()
+        told = legacy.read(f'{{"id": "{ID}", "status": "failed", "{field}": "{long}"}}')
+        assert told is not None
+        assert end_of(Reader().read(told)).status == "failed"
+        assert time.thread_time() - began < 2
+
+
+def test_what_is_nested_too_deep_or_is_no_text_is_not_told() -> None:
+    deep = "[" * 900 + "]" * 900
+    told = legacy.read(f'{{"id": "{ID}", "status": "failed", "metrics": {{"a": {deep}, "b": 1}}}}')
+    assert told is not None
+    assert end_of(Reader().read(told)).metrics == {"b": Raw(b"1")}
+    told = legacy.read(b'{"id": "x", "status": "failed", "metrics": {"a": "\xff", "b": 1}}')
+    assert told is not None
+    assert end_of(Reader().read(told)).metrics == {"b": Raw(b"1")}

@@ -30,6 +30,7 @@ WHOLE = {
     "open_errands": "errands_open",
     "insert_unnamed_file": "attempts_open",
     "files_of_2022": "attempts_open",
+    "running_of_2022": "attempts_open",
     # The first of all.
     "waiting_routes": "predictions_routed",
     "has_providers": "predictions_routed",

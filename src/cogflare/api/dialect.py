@@ -35,6 +35,7 @@ _CALLBACK: Final = "callbackUrl"
 _EVENTS: Final[tuple[Event, ...]] = ("start", "output", "logs", "completed")
 _OF_REPLICATE: Final = ("webhook", "webhook_events_filter", "webhook_completed", "stream", "route")
 _TEXTS: Final = ("model", "version", _CALLBACK)
+_MIXED: Final = "{} is not known beside callbackUrl: use the one or the other"
 _GIVEN_UP: Final = "It did not end in time and was given up."
 
 # Bots know two words. What another Cogflare runs is asked for there as at Replicate.
@@ -66,13 +67,15 @@ def parse(body: bytes, reach: Reach = PUBLIC) -> tuple[PredictionBody, str | Non
     """Read a create: (body, model, version); the version counts only where no model is named.
 
     Workers of 2022 had no versions: what asks for a model runs on whichever is there. Fields that are not known are
-    passed over. Raise `Problem` 400 where neither is named, 422 for values of the wrong kind.
+    passed over, but not what asks for something in Replicate's dialect. Raise `Problem` 400 where neither is named, 422
+    for values of the wrong kind.
     """
     value = decode_json(body)
     if not isinstance(value, dict):
         raise invalid_input([expected("", "object", value)])
     given = {name: value[name] for name in _TEXTS if value.get(name) is not None}
     problems = [expected(name, "string", one) for name, one in given.items() if not isinstance(one, str)]
+    problems += [FieldProblem("not_allowed", name, _MIXED.format(name)) for name in _OF_REPLICATE if value.get(name)]
     values = value.get("input")
     if "input" not in value:
         problems.append(FieldProblem("required", "", "input is required"))

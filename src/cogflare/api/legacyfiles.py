@@ -1,5 +1,6 @@
 """Files of workers of 2022 over HTTP: uploads without a token, and reads under the URLs that were given for them."""
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
@@ -18,6 +19,7 @@ from cogflare.api.problems import (
     not_found,
     too_many_files,
 )
+from cogflare.api.remote import remote_address
 from cogflare.blobs.base import BlobError
 from cogflare.domain.errors import NotFound
 from cogflare.domain.inputs import FieldProblem
@@ -41,16 +43,18 @@ class Handlers:
         """PUT and POST /models/{owner}/{name}/files: a form with the part `file`."""
         model = _model(request)
         links = links_of(request, self._api)
+        address = remote_address(request.scope, self._api.trusted)
         limit = self._api.files.max_file_bytes
         announced = request.headers.get("content-length", "")
-        form = Multipart(request.headers.get("content-type", ""), aiter(request.stream()))
+        form = Multipart(request.headers.get("content-type", ""), _within(request.stream(), limit))
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit + _HEADS_BYTES):
             raise file_too_large(limit)
         try:
             # Of a stranger who comes at a wrong time nothing is read.
-            await self._files.running(model)
+            await self._files.room(model, address)
             part = await _file(form)
-            path = await self._files.receive(model, part.filename or _FIELD, part.content_type or "", form.body())
+            kind = part.content_type or ""
+            path = await self._files.receive(model, address, part.filename or _FIELD, kind, form.body())
         except NotRunning:
             raise conflict("No worker of 2022 runs this model now; nothing is taken for it.") from None
         except TooManyFiles as error:
@@ -67,6 +71,16 @@ class Handlers:
         except NotFound:
             raise file_not_found() from None
         return await serve(request, row, self._api.files)
+
+
+async def _within(stream: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    """Pass a body on that is a file of up to `limit` bytes, and what is around it; raises `Problem` 413."""
+    left = limit + _HEADS_BYTES
+    async for piece in stream:
+        left -= len(piece)
+        if left < 0:
+            raise file_too_large(limit)
+        yield piece
 
 
 async def _file(form: Multipart) -> Part:

@@ -5,7 +5,9 @@ A token in an address must not get anywhere else, so it is taken out of the path
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import count
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,12 +18,13 @@ from starlette.types import Receive, Scope, Send
 from cogflare.api.auth import authorize
 from cogflare.api.context import Api
 from cogflare.api.gateway import Backlog, Budget, Socket
+from cogflare.api.incoming import HEARD
 from cogflare.api.origin import public_base
 from cogflare.api.problems import forbidden, not_found, unauthenticated, unavailable
-from cogflare.domain.ids import new_key
+from cogflare.api.remote import remote_address
 from cogflare.engine.legacylink import Refused, Session
 from cogflare.engine.legacyruns import Comer, Surroundings
-from cogflare.protocol.legacy import MAX_VALUES, worker_id
+from cogflare.protocol.legacy import MAX_VALUES, nameless_id, worker_id
 from cogflare.protocol.messages import Name
 from cogflare.store.catalog import Caller
 
@@ -31,7 +34,7 @@ _PATH: Final = re.compile(r"(?P<head>/models/(?P<owner>[^/]+)/(?P<name>[^/]+)/we
 _MARK: Final = "/websocket"
 _HIDDEN: Final = "[secret]"
 _MAX_SECRET: Final = 512
-_MAX_SESSION: Final = 200
+_SHOWN: Final = 8  # characters of a session
 _MESSAGE: Final = 400  # as how many bytes a message counts beside its text,
 _VALUE: Final = 20  # and a value in it, unless they are so many that nobody looks at them
 _RETRY_S: Final = 30.0
@@ -86,7 +89,7 @@ class LegacyGateway:
                 await _opened(session)
                 await receive()
                 await send({"type": "websocket.accept"})
-                await _carry(session, socket, served.cut, receive)
+                await _carry(session, socket, served.cut, Inlet(scope, receive))
             finally:
                 socket.drop()
                 await session.closed()
@@ -107,10 +110,22 @@ class LegacyGateway:
         except msgspec.ValidationError:
             raise not_found() from None
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        session = asked.get("session_id", [""])[0][:_MAX_SESSION]
-        # Without a session nothing tells a worker that comes back from another one.
-        worker = worker_id(caller.account, f"{owner}/{name}", session or new_key())
-        return Comer(caller, worker, owner, name, session, self._origin(scope))
+        session = asked.get("session_id", [""])[0]
+        remote = remote_address(scope, self._api.trusted)
+        worker = worker_id(caller.account, f"{owner}/{name}", session)
+        if not session:
+            worker = self._nameless(caller, f"{owner}/{name}", remote)
+        return Comer(caller, worker, owner, name, session[:_SHOWN], self._origin(scope), remote)
+
+    def _nameless(self, caller: Caller, model: str, remote: str) -> str:
+        """Return the first worker without a session that has no socket here.
+
+        Nothing tells one that comes back from another one of the same token and address; two never are the same at a
+        time, on this node or on two.
+        """
+        place = f"{self._around.ground.node} {remote}"
+        ids = (nameless_id(caller.account, model, caller.token, place, number) for number in count())
+        return next(id for id in ids if id not in self._served)
 
     def _origin(self, scope: Scope) -> str:
         """Return what the worker dialled; where that is the public name, with the scheme that clients see."""
@@ -130,10 +145,10 @@ async def _opened(session: Session) -> None:
         raise (unavailable(_RETRY_S, str(refusal)) if refusal.may_pass else forbidden(str(refusal))) from None
 
 
-async def _carry(session: Session, socket: Socket, over: "asyncio.Future[None]", receive: Receive) -> None:
+async def _carry(session: Session, socket: Socket, over: "asyncio.Future[None]", inlet: "Inlet") -> None:
     """Move frames until one end of the socket is done."""
     pump = asyncio.create_task(socket.pump())
-    reading = asyncio.create_task(_read(session, receive))
+    reading = asyncio.create_task(_read(session, inlet))
     try:
         await asyncio.wait((reading, pump, over), return_when=asyncio.FIRST_COMPLETED)
         if pump.done() and not reading.done():
@@ -147,15 +162,30 @@ async def _carry(session: Session, socket: Socket, over: "asyncio.Future[None]",
             log.error("socket of a worker of 2022 failed", exc_info=failure)
 
 
-async def _read(session: Session, receive: Receive) -> None:
-    budget = Budget()
-    while True:
-        message: dict[str, Any] = dict(await receive())
+class Inlet:
+    """What comes in over a socket; the room of a frame is given back when it has been heard."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        self._heard = scope.get("extensions", {}).get(HEARD, {}).get("heard", lambda: None)
+
+    async def next(self, hear: Callable[[str | bytes], Awaitable[None]]) -> int | None:
+        """Have the next frame heard; returns as how many bytes it counts, None at the end."""
+        message: dict[str, Any] = dict(await self._receive())
         if message["type"] != "websocket.receive":
-            return
+            return None
         text = message.get("text")
         frame = text if text is not None else message.get("bytes") or b""
-        await session.hear(frame)
+        try:
+            await hear(frame)
+        finally:
+            self._heard()
         values = frame.count(",") if isinstance(frame, str) else frame.count(b",")
-        if (pause_s := budget.spend(len(frame) + _MESSAGE + min(values, MAX_VALUES) * _VALUE)) > 0:
+        return len(frame) + _MESSAGE + min(values, MAX_VALUES) * _VALUE
+
+
+async def _read(session: Session, inlet: Inlet) -> None:
+    budget = Budget()
+    while (size := await inlet.next(session.hear)) is not None:
+        if (pause_s := budget.spend(size)) > 0:
             await asyncio.sleep(pause_s)

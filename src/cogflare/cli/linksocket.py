@@ -1,23 +1,27 @@
 """uvicorn's WebSocket, with bounds on what a peer can send without the application hearing of it.
 
 A worker of 2022 says all of a log and an output in each frame, and no ping shows whether it is still there: on its
-socket a frame may be larger, and the kernel finds out whether its machine is.
+socket a frame may be larger, as long as there is room for it, and the kernel finds out whether its machine is.
 """
 
 import re
 import socket
 from asyncio import TimerHandle
-from typing import Any
+from collections.abc import Generator
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
 
+from cogflare.api.incoming import HEARD, Place, Room
+
 _LINGER_S = 5.0  # for what is left to be sent when the application is done
 _PINGS = 100  # pings and pongs in a second; nobody who means well comes near
 _PIECES = 1_000  # fragments of one message
-_LEGACY = re.compile(r"(?:/v1){0,2}/models/[^/?]+/[^/?]+/websockets?/")
+_LEGACY = re.compile(r"(?:/v1){0,2}/models/[^/?]+/[^/?]+/websockets?/(?P<secret>[^/?]*)")
 _LEGACY_BYTES = 64 << 20  # of one message of a worker of 2022
 _PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, times; where there are such
 
@@ -25,11 +29,14 @@ _PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds
 class LinkSocket(WebSocketsSansIOProtocol):
     """A WebSocket that is cut off when its peer floods it with control frames or fragments, or never reads the end."""
 
+    room: ClassVar[Room] = Room()
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._second = 0.0
         self._pings = 0
         self._cutting: TimerHandle | None = None
+        self._place: Place | None = None
 
     async def run_asgi(self) -> None:
         """Serve the socket; afterwards a peer that does not even take what is left for it is cut off."""
@@ -39,25 +46,86 @@ class LinkSocket(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         """Begin a handshake."""
-        if _LEGACY.match(event.path):
-            self.conn.max_message_size = _LEGACY_BYTES
+        super().handle_connect(event)
+        if (legacy := _LEGACY.match(event.path)) is not None and not self.close_sent:
             own: socket.socket = self.transport.get_extra_info("socket")
             own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in _PROBES.items():
                 if hasattr(socket, name):
                     own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        super().handle_connect(event)
+            place = Place(self.room, unquote(legacy["secret"]), self._resume, self.transport.abort, self._here)
+            self._widen(place)
+
+    def _widen(self, place: Place) -> None:
+        """Let large messages come, each once there is room for it, and none before the handshake is over."""
+        self._place = place
+        self.scope["extensions"][HEARD] = {"heard": place.heard}
+        self.conn.max_message_size = _LEGACY_BYTES
+        read_exact = self.conn.reader.read_exact
+
+        def read(size: int) -> Generator[None, None, bytearray]:
+            # Of a message in pieces nobody knows how much comes: its room was taken when the first was there.
+            if not self.frames and not place.expect(size):
+                self.transport.pause_reading()
+            return read_exact(size)
+
+        self.conn.reader.read_exact = read  # type: ignore[method-assign, assignment]
+        self.read_paused = True
+        self.transport.pause_reading()
+
+    def _here(self) -> int:
+        # It cannot come while the application is busy with the one before.
+        return _LEGACY_BYTES if self.read_paused else len(self.conn.reader.buffer) + sum(map(len, self.frames))
+
+    def _resume(self) -> None:
+        if not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return what comes next; what has no room yet is not read."""
+        message = await super().receive()
+        if self._place is not None:
+            self._place.since = self.loop.time()
+            if self._place.is_waiting and not self.transport.is_closing():
+                self.transport.pause_reading()
+        return message
+
+    def handle_text(self, event: Frame) -> None:
+        """Take a text message, or its first piece."""
+        super().handle_text(event)
+        self._expect_pieces(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        """Take a message of bytes, or its first piece."""
+        super().handle_bytes(event)
+        self._expect_pieces(event)
+
+    def _expect_pieces(self, event: Frame) -> None:
+        if self._place is not None and not event.fin and not self._place.expect(_LEGACY_BYTES - self._place.coming):
+            self.transport.pause_reading()
+
+    def send_receive_event_to_app(self) -> None:
+        """Queue a message that is whole."""
+        super().send_receive_event_to_app()
+        if self._place is not None:
+            self._place.come()
+            if self.close_sent:
+                self._place.heard()
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send what the application says; a refusal completes the handshake too."""
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True
+        if self._place is not None and self._place.is_waiting and not self.transport.is_closing():
+            self.transport.pause_reading()  # a close has it read from again
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end of the connection."""
         if self._cutting is not None:
             self._cutting.cancel()
+        if self._place is not None:
+            self._place.leave()
         super().connection_lost(exc)
 
     def handle_ping(self) -> None:

@@ -3,6 +3,10 @@
 Such an upload needs no token. It is taken only while a worker of 2022 runs that model, in whichever account, and within
 bounds for each attempt; nobody is served it before an output names it. Whoever can name it has sent it, since its id
 has 200 random bits, so the attempt whose output does is the one that it belongs to.
+
+The bounds are those of the sender's address: where the workers that run the model dial from, there is room for their
+attempts. Others find room too, as a worker may send its files by another way than it dials; all of them together find
+twice as much, and take nothing from those.
 """
 
 import re
@@ -37,11 +41,12 @@ from cogflare.protocol.messages import AttemptKey
 from cogflare.store import files as file_store
 from cogflare.store import legacy as store
 from cogflare.store.base import Database
-from cogflare.store.legacy import Load, UnnamedFile
+from cogflare.store.legacy import Load, Sender, Sum, UnnamedFile
 
 _SPILLED: Final = 16 << 10  # characters of a data URL in an input that is too large to be sent
 _MARKS: Final = (b"/files/", b'"data:')
 _UNSWEPT_US: Final = 24 * 3_600_000_000  # after which no such file is here any more
+_STRANGERS: Final = 2  # senders from elsewhere that find as much room as they may take
 _EARLIER: Final = 3  # attempts that are over, whose files may lie here until they are swept
 _OWN: Final = re.compile(r"/models/([^/]+/[^/]+)/files/([0-9a-z]{40})/[^/]+\Z", re.ASCII)
 _LONGEST_URL: Final = 4096
@@ -58,6 +63,33 @@ class Holding(NamedTuple):
     worker: str
     model: str
     key: AttemptKey
+
+
+class Room(NamedTuple):
+    """Where files of a sender may lie: for so many attempts its own, and those of its pool."""
+
+    sender: Sender
+    own: int
+    pool: int
+    load: Load
+
+    def files(self, each: int) -> int:
+        """Return how many more files may come, at `each` an attempt."""
+        return min(limit * each - taken.files for limit, taken in self._bounds())
+
+    def bytes(self, each: int) -> dict[str, int]:
+        """Return how many more bytes may come of the sender, and of its pool, at `each` an attempt."""
+        own, own_unnamed, pool, pool_unnamed = (limit * each - taken.bytes for limit, taken in self._bounds())
+        return {
+            self.sender.pool: min(pool, pool_unnamed),
+            self.sender.origin: min(own, own_unnamed, pool, pool_unnamed),
+        }
+
+    def _bounds(self) -> Iterator[tuple[int, Sum]]:
+        # What no output has named is swept late, so it is bounded as a whole too.
+        load = self.load
+        yield from ((self.own, load.own), (self.own + _EARLIER, load.own_unnamed))
+        yield from ((self.pool, load.pool), (self.pool + _EARLIER, load.pool_unnamed))
 
 
 class LegacyFiles:
@@ -85,28 +117,31 @@ class LegacyFiles:
 
     # --- uploads ---------------------------------------------------------------------------------------------------
 
-    async def receive(self, model: str, filename: str, content_type: str, body: AsyncIterable[bytes]) -> str:
-        """Store an upload and return its path; raises `NotRunning`, `TooManyFiles`, a `BlobError`, or what `body` does.
+    async def receive(
+        self, model: str, address: str, filename: str, content_type: str, body: AsyncIterable[bytes]
+    ) -> str:
+        """Store an upload from an address and return its path.
 
-        What comes of a `body` that breaks is swept.
+        Raises `NotRunning`, `TooManyFiles`, a `BlobError`, or what `body` does. What comes of one that breaks is swept.
         """
-        load = await self.running(model)
-        if load.files >= self._max_files * load.attempts or load.unnamed_files >= self._max_files * _lying(load):
+        room = await self.room(model, address)
+        if room.files(self._max_files) <= 0:
             raise TooManyFiles(self._max_files)
         name = safe_name(filename)
         kind = safe_type(content_type)
         if kind == UNKNOWN_TYPE:
             kind = _KINDS.guess_type(name)[0] or UNKNOWN_TYPE
         id = new_key()
-        file = UnnamedFile(id, model, name, kind, self._clock.wall())
-        if not await store.add_file(self._db, file, self._max_files):
-            await self.running(model)
+        file = UnnamedFile(id, room.sender, name, kind, self._clock.wall())
+        if not await store.add_file(self._db, file, room.own * self._max_files, room.pool * self._max_files):
+            await self.room(model, address)
             raise TooManyFiles(self._max_files)
-        async with aclosing(self._bounded(model, body, self._room(load))) as bounded:
+        async with aclosing(self._bounded(body, room.bytes(self._max_bytes))) as bounded:
             stored = await self._blobs.put(id, bounded, self._files.max_file_bytes, label_of(name, kind))
         try:
             # Others have come meanwhile, and the run may be over.
-            if stored.size > self._room(await self.running(model)):
+            left = (await self.room(model, address)).bytes(self._max_bytes)
+            if stored.size > min(left.values()):
                 raise BlobTooLarge(self._max_bytes)
             if not await file_store.complete(self._db, id, stored.size, stored.sha256, stored.md5):
                 raise NotRunning
@@ -116,31 +151,31 @@ class LegacyFiles:
             raise
         return path_of(model, id, name)
 
-    async def running(self, model: str) -> Load:
-        """Return what runs of a model, and what has come of it; raises `NotRunning`."""
-        load = await store.load(self._db, model, self._clock.wall() - _UNSWEPT_US)
-        if not load.attempts:
+    async def room(self, model: str, address: str) -> Room:
+        """Return what may come of a model from an address; raises `NotRunning`."""
+        attempts, here = await store.running_of(self._db, model, address)
+        if not attempts:
             raise NotRunning
-        return load
+        sender = Sender(model, address, here > 0)
+        load = await store.load(self._db, sender, self._clock.wall() - _UNSWEPT_US)
+        own, pool = (here, here) if here else (attempts, attempts * _STRANGERS)
+        return Room(sender, own, pool, load)
 
-    def _room(self, load: Load) -> int:
-        """Return how many bytes may come; what no output has named is swept late, so it is bounded as a whole too."""
-        return min(load.attempts * self._max_bytes - load.bytes, _lying(load) * self._max_bytes - load.unnamed_bytes)
-
-    async def _bounded(self, model: str, body: AsyncIterable[bytes], room: int) -> AsyncGenerator[bytes]:
-        """Pass a body on while all that comes of the model at once finds room; raises `BlobTooLarge`."""
+    async def _bounded(self, body: AsyncIterable[bytes], room: dict[str, int]) -> AsyncGenerator[bytes]:
+        """Pass a body on while all that comes of its sender and pool at once finds room; raises `BlobTooLarge`."""
         come = 0
         try:
             async for piece in body:
                 come += len(piece)
-                self._coming[model] += len(piece)
-                if self._coming[model] > room:
+                self._coming.update(dict.fromkeys(room, len(piece)))
+                if any(self._coming[key] > left for key, left in room.items()):
                     raise BlobTooLarge(self._max_bytes)
                 yield piece
         finally:
-            self._coming[model] -= come
-            if not self._coming[model]:
-                del self._coming[model]
+            self._coming.subtract(dict.fromkeys(room, come))
+            for key in room:
+                if not self._coming[key]:
+                    del self._coming[key]
 
     # --- outputs and inputs ----------------------------------------------------------------------------------------
 
@@ -199,11 +234,6 @@ class LegacyFiles:
         if len(known) >= self._max_files:
             raise TooManyFiles(self._max_files)
         known[text] = found
-
-
-def _lying(load: Load) -> int:
-    """Return for how many attempts files that no output has named may lie here."""
-    return load.attempts + _EARLIER
 
 
 def path_of(model: str, id: str, name: str) -> str:

@@ -94,8 +94,8 @@ class Session:
         self._comer = comer
         self.wire = wire
         self._steps: asyncio.Queue[Step] = asyncio.Queue()
-        shown = f"2022 {comer.session[:8]}" if comer.session else comer.worker
-        self._end = AgentEnd(comer.worker, comer.worker, shown, [offer], {"version": "2022"})
+        shown = f"2022 {comer.session}" if comer.session else comer.worker
+        self._end = AgentEnd(comer.worker, comer.worker, shown, [offer], _about(comer))
         self._runs = Runs(around, comer, self._end, wire, self._steps.put_nowait)
         self._port = _Ours(self)
         self._link: Link | None = None
@@ -260,6 +260,11 @@ class Session:
                     await self._link.receive(self._end.heartbeat())
             except Exception:
                 log.exception("a worker of 2022 could not be heard", worker=self._comer.worker)
+
+
+def _about(comer: Comer) -> dict[str, str]:
+    """Return what is told of the worker; uploads are compared with its address."""
+    return {"version": "2022", "address": comer.address}
 
 
 async def _offer(around: Surroundings, comer: Comer) -> Offer:

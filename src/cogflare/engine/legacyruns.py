@@ -64,7 +64,11 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Comer:
-    """A worker as the address that it dialled tells; `origin` begins the URLs that it can reach."""
+    """A worker as the address that it dialled tells.
+
+    `session` is as much of its session as is shown, `origin` begins the URLs that it can reach, and `address` is where
+    it dialled from.
+    """
 
     caller: Caller
     worker: str
@@ -72,6 +76,7 @@ class Comer:
     name: str
     session: str
     origin: str
+    address: str
 
     @property
     def model(self) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -38,6 +39,7 @@ _LONGEST_S: Final = 1e9
 _BAD_OUTPUT: Final = "the model's output cannot be kept"
 _CROWDED: Final = f"more than {MAX_VALUES} values"
 
+_BREAKS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _NULL: Final = Raw(b"null")
 
 Terminal = Literal["succeeded", "failed"]
@@ -84,6 +86,13 @@ class News(NamedTuple):
 def worker_id(account: str, model: str, session: str) -> str:
     """Return the id of a worker: the same over its reconnects, and over restarts of the server."""
     digest = hashlib.sha256("\n".join((account, model, session)).encode(errors="replace")).hexdigest()
+    return f"{HOLDER}{digest[:40]}"
+
+
+def nameless_id(account: str, model: str, token: str, place: str, number: int) -> str:
+    """Return the id of a worker without a session: the `number`th of those that a token has at a place."""
+    # No account is empty, so that no session leads to such an id.
+    digest = hashlib.sha256("\n".join(("", account, model, token, place, str(number))).encode()).hexdigest()
     return f"{HOLDER}{digest[:40]}"
 
 
@@ -151,9 +160,9 @@ class Reader:
     def _log(self, told: Raw) -> str:
         """Return the lines that are new, each with its end."""
         logs = _value_of(told)
-        lines = logs.splitlines() if isinstance(logs, str) else logs if isinstance(logs, list) else []
+        lines = _lines(logs) if isinstance(logs, str) else logs if isinstance(logs, list) else []
         new, self._lines = lines[self._lines :], max(self._lines, len(lines))
-        return "".join(str(line).rstrip("\r\n") + "\n" for line in new)
+        return "".join(_text(line).rstrip("\r\n") + "\n" for line in new)
 
     def _grown(self, items: Sequence[Raw]) -> list[Raw]:
         """Return the items that are new, as long as all before them stand and each fits a message."""
@@ -229,6 +238,19 @@ def _value_of(told: Raw) -> Any:
         return None
 
 
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text; none where they are very many."""
+    return [] if sum(map(text.count, _BREAKS)) > MAX_VALUES else text.splitlines()
+
+
+def _text(value: Any) -> str:
+    """Return a value as text; what is nested too deep is none."""
+    try:
+        return str(value)
+    except RecursionError:
+        return "…"
+
+
 def _mark(item: Raw) -> int:
     return hash(bytes(item))
 
@@ -245,7 +267,7 @@ def _error_of(frame: Frame, fault: str | None) -> str | None:
     error = _value_of(frame.error)
     if error is None and frame.status != "failed":
         return "the worker canceled it"
-    return None if error is None else str(error)[:_MAX_ERROR]
+    return None if error is None else _text(error)[:_MAX_ERROR]
 
 
 def _bounded(told: Raw) -> dict[str, Raw]:
@@ -260,7 +282,8 @@ def _bounded(told: Raw) -> dict[str, Raw]:
         room -= len(memoryview(value)) + len(name) * 6 + 4
         if room < 0:
             break
-        kept[name] = value.copy()
+        with suppress(ValueError):
+            kept[name] = checked(value).copy()
     return kept
 
 
