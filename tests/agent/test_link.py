@@ -257,10 +257,24 @@ async def test_errors_of_tls_come_with_advice(error: str, advice: str) -> None:
     assert tls_advice("Connection refused") is None
 
 
-@pytest.mark.parametrize("given", ["ftp://h", "http://", "https://h/?q", "https://u:p@h", "", "https://h#f"])
+UNDIALLED = [
+    "http://h:0",
+    "http://h:99999",
+    "http://h:x",
+    "http://[::1",
+    "http://a..b",
+    "http://a b",
+    "https://u:secret@h:x",
+]
+
+
+@pytest.mark.parametrize(
+    "given", ["ftp://h", "http://", "https://h/?q", "https://u:p@h", "", "https://h#f", *UNDIALLED]
+)
 async def test_what_is_no_address(given: str) -> None:
-    with pytest.raises(ValueError, match="not the address of a server"):
+    with pytest.raises(ValueError, match="not the address of a server") as refused:
         ServerAddress(given)
+    assert "secret" not in str(refused.value)
 
 
 async def test_own_origin() -> None:

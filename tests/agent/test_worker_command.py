@@ -63,7 +63,7 @@ def test_help_tells_how_to_leave_and_what_the_codes_mean() -> None:
         (["--token", ""], "cogflare tokens create"),
         (["--token", "two words"], "copied whole"),
         (["--slots", "0"], "--slots"),
-        (["--url", "localhost:5000"], "not an http"),
+        (["--url", "ftp://localhost:5000"], "not the address of a Cog server"),
         (["/nowhere"], "does not exist"),
     ],
 )

@@ -24,7 +24,7 @@ from cogflare.agent.runners.process import Mark
 from cogflare.agent.sources import FolderSource
 from cogflare.cli import worker as run
 from cogflare.cli.main import cogflare
-from cogflare.cli.workergroup import worker
+from cogflare.cli.workercommands import worker
 from support.docker import Dockerd, image_of
 from support.processes import Server
 
@@ -91,6 +91,10 @@ def test_the_help_shows_the_options_and_the_commands() -> None:
     said = CliRunner().invoke(cogflare, ["worker", "--help"]).output
     for word in ("--token-file", "--function", "doctor", "install"):
         assert word in said
+    usage = said.splitlines()[:2]
+    assert usage[0].endswith(" worker [run] [OPTIONS] [FOLDER]")
+    assert usage[1].endswith(" worker doctor|install [OPTIONS]")
+    assert "..." not in said, "what the commands do is said in whole"
 
 
 def test_the_agents_own_command_needs_nothing_of_the_server() -> None:
@@ -137,6 +141,21 @@ def test_a_machine_that_can_be_a_worker(server: Server, tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("https://dead.invalid", "its name is not known here (DNS)"),
+        ("http://127.0.0.1:9", "the connection was refused"),
+        ("SERVER", "does not do so as a Cog server (HTTP 404)"),
+    ],
+)
+def test_a_model_that_is_not_there(server: Server, tmp_path: Path, url: str, word: str) -> None:
+    code, findings = doctor(tmp_path, "--url", url.replace("SERVER", server.url))
+    assert (code, findings["model"]["state"]) == (1, "failed")
+    assert word in findings["model"]["detail"]
+    assert "--url" in findings["model"]["todo"]
+
+
 def test_without_a_server_the_machine_is_looked_at(tmp_path: Path) -> None:
     code, findings = doctor(tmp_path)
     assert (code, findings["server"]["state"]) == (0, "warning")
@@ -157,7 +176,14 @@ def test_a_token_that_the_server_does_not_take(server: Server, tmp_path: Path, s
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     code, findings = doctor(tmp_path, "--server", "http://127.0.0.1:9", "--token", "cfw_x")
     assert (code, findings["server"]["state"]) == (1, "failed")
+    assert "the connection was refused" in findings["server"]["detail"]
     assert "token" not in findings
+
+
+def test_a_server_whose_name_nobody_knows(tmp_path: Path) -> None:
+    code, findings = doctor(tmp_path, "--server", "https://dead.invalid")
+    assert (code, findings["server"]["state"]) == (1, "failed")
+    assert "its name is not known here (DNS)" in findings["server"]["detail"]
 
 
 class _Other(http.server.BaseHTTPRequestHandler):
@@ -251,6 +277,13 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert (code, findings["disk"]["state"]) == (1, "failed")
 
 
+def test_a_state_that_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, findings = doctor(tmp_path, "--state", str(tmp_path / "file" / "state"))
+    assert (code, findings["state"]["state"]) == (1, "failed")
+    assert "--state" in findings["state"]["todo"]
+
+
 # --- install ----------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +313,7 @@ def test_systemd_takes_the_unit(model: Path, token_file: Path, tmp_path: Path) -
 def composed(*words: str) -> dict[str, Any]:
     result = invoke("install", "--compose", "--server", "http://gw:1", "--model", "me/m", *words)
     assert result.exit_code == 0, result.output
-    document: dict[str, Any] = yaml.safe_load(result.output)
+    document: dict[str, Any] = yaml.safe_load(result.stdout)
     return document
 
 

@@ -1,7 +1,7 @@
 """The server that a worker dials: one URL from the user, the addresses that follow from it."""
 
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from cogflare.protocol.messages import LINK_PATH
 
@@ -9,6 +9,7 @@ _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DIRECT: Final = {f"all://{host}": None for host in ("127.0.0.1", "[::1]", "localhost")}
 """Mounts for an HTTP client: a proxy from the environment cannot know what listens on this machine."""
+_SHOWN: Final = 200
 _PORTS = {"http": 80, "https": 443}
 Origin = tuple[str, str, int]  # scheme, host, port
 
@@ -38,12 +39,13 @@ class ServerAddress:
     """A server's base URL; `http`, `https`, `ws` and `wss` are taken, and a path in front of the routes."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(with_scheme(url))
-        scheme = _SCHEMES.get(parts.scheme)
+        parts = dialled(url)
+        scheme = _SCHEMES.get(parts.scheme) if parts is not None else None
+        if parts is None or scheme is None or parts.query or parts.fragment:
+            shown = repr(url) if len(url) <= _SHOWN and "@" not in url else "this"  # a password may be in it
+            raise ValueError(f"{shown} is not the address of a server; it looks like https://gateway.example.com")
         if parts.username or parts.password:
             raise ValueError("not the address of a server: leave out user and password, a token says who you are")
-        if scheme is None or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"{url!r} is not the address of a server; it looks like https://gateway.example.com")
         self.base = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.origin = origin_of(self.base)
 
@@ -51,6 +53,11 @@ class ServerAddress:
     def is_here(self) -> bool:
         """Say whether the server is on this machine."""
         return self.origin[1] in _LOOPBACK
+
+    @property
+    def is_safe(self) -> bool:
+        """Say whether what goes there is hidden from others on the way (TLS)."""
+        return self.origin[0] == "https"
 
     @property
     def link(self) -> str:
@@ -71,6 +78,16 @@ class ServerAddress:
             return origin_of(url) == self.origin
         except ValueError:
             return False
+
+
+def dialled(url: str) -> SplitResult | None:
+    """Return the parts of an address whose host and port can be dialled; None for another one."""
+    try:
+        parts = urlsplit(with_scheme(url))
+        host = (parts.hostname or "").encode("idna").decode()
+        return parts if host.isprintable() and host.split() == [host] and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def origin_of(url: str) -> Origin:

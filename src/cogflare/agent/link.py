@@ -25,9 +25,10 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
-from cogflare.agent.address import ServerAddress, tls_advice
+from cogflare.agent.address import ServerAddress
 from cogflare.agent.clock import SystemClock
 from cogflare.agent.console import Console
+from cogflare.agent.unreached import why_unreached
 from cogflare.domain.clock import Clock
 from cogflare.protocol import versions
 from cogflare.protocol.agent_end import AgentEnd
@@ -218,8 +219,7 @@ class Link:
         except InvalidMessage as error:
             raise _LinkEnded(f"{self._server.base} does not answer like a Cogflare server") from error
         except (OSError, InvalidHandshake) as error:  # a timeout is an OSError
-            reason = tls_advice(str(error)) or error or type(error).__name__
-            raise _LinkEnded(f"cannot reach {self._server.base}: {reason}") from error
+            raise _LinkEnded(f"cannot reach {self._server.base}: {why_unreached(error)}") from error
 
     def _refusal(self, response: Response) -> Exception:
         status = response.status_code

@@ -1,5 +1,12 @@
-"""`python -m cogflare.cli` is `cogflare`."""
+"""`cogflare`, which is `python -m cogflare.cli` too."""
 
-from cogflare.cli.main import main
+from cogflare.cli.starting import start
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    start("cogflare.cli.main:cogflare")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from cogflare.cli.benchmark import standing, thorough
 from cogflare.cli.benchmark.measure import Measured, fsync_ms, machine, run
 from cogflare.cli.benchmark.stage import StageError
 from cogflare.cli.benchmark.standing import Standing
+from cogflare.cli.optionvalues import Number
 from cogflare.cli.output import note, print_table
 
 COLUMNS = ("measurement", "per s", "p50 ms", "p99 ms", "errors")
@@ -21,7 +22,7 @@ Row = TypeVar("Row", Measured, Standing)
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(0.5, 600), default=5.0, show_default=True, help="Length of each run.")
+@click.option("--seconds", type=Number(0.5, 600), default=5.0, show_default=True, help="Length of each run.")
 @click.option(
     "--database-url", help="An empty PostgreSQL database to use instead of SQLite; it is filled with test data."
 )

@@ -13,6 +13,7 @@ from typing import Final
 
 import httpx2
 
+from cogflare.agent.unreached import why_unreached
 from cogflare.app import SystemClock, open_storage
 from cogflare.blobs.base import BlobError, BlobReader, BlobStore, Label
 from cogflare.cli.findings import Finding, State
@@ -166,7 +167,7 @@ class Checkup:
         try:
             answer = await http.get(url, headers={"range": "bytes=9-98"})
         except httpx2.HTTPError as error:
-            return [Finding(name, "failed", f"{where}: {type(error).__name__}", todo)]
+            return [Finding(name, "failed", f"{where}: {why_unreached(error)}", todo)]
         self._note_time(answer)
         if answer.status_code not in (200, 206) or content[9:99] not in answer.content:
             return [Finding(name, "failed", f"{where}: answered {answer.status_code}", todo)]
@@ -195,7 +196,7 @@ class Checkup:
         try:
             answer = await http.get(f"{url.rstrip('/')}/health")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            return Finding(name, "warning", f"{url} does not answer ({type(error).__name__})", todo)
+            return Finding(name, "warning", f"{url} does not answer: {why_unreached(error)}", todo)
         if answer.status_code != 200 or b'"status"' not in answer.content:
             return Finding(name, "warning", f"{url}/health answered {answer.status_code}, not as Cogflare does", todo)
         return Finding(name, "ok", f"{url} answers")
@@ -211,7 +212,7 @@ async def _uploads(http: httpx2.AsyncClient, blobs: BlobStore, key: str) -> list
     try:
         answer = await http.request(target.method, target.url, content=content, headers=target.headers)
     except httpx2.HTTPError as error:
-        return [Finding(name, "failed", f"to the storage: {type(error).__name__}", todo)]
+        return [Finding(name, "failed", f"to the storage: {why_unreached(error)}", todo)]
     if answer.status_code >= 300 or await blobs.head(key) != len(content):
         return [Finding(name, "failed", f"to the storage: answered {answer.status_code}", todo)]
     return [Finding(name, "ok", "straight to the storage")]

@@ -16,6 +16,7 @@ import click
 import httpx2
 
 from cogflare.agent.address import DIRECT, tls_advice, with_scheme
+from cogflare.agent.unreached import why_unreached
 from cogflare.cli.output import visible
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
@@ -115,16 +116,16 @@ class Client:
             if advice := tls_advice(str(error)):
                 raise Unreachable(f"no safe connection to {self.server}: {advice}") from error
             raise Unreachable(
-                f"nothing answers at {self.server} ({_reason(error)}): start a server with `cogflare serve`, or name"
-                " another one with --server or COGFLARE_SERVER"
+                f"nothing answers at {self.server}: {why_unreached(error)}\n"
+                "Start a server with `cogflare serve`, or name another one with --server or COGFLARE_SERVER."
             ) from error
         except httpx2.TimeoutException as error:
             raise Unreachable(f"{self.server} did not answer in time; is it overloaded? Try again.") from error
         except httpx2.RemoteProtocolError as error:
             hint = "; does it want https?" if self.server.startswith("http:") else ""
-            raise Unreachable(f"{self.server} broke off: {_reason(error)}{hint}") from error
+            raise Unreachable(f"{self.server} broke off: {why_unreached(error)}{hint}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise Unreachable(f"the request to {self.server} failed: {_reason(error)}") from error
+            raise Unreachable(f"the request to {self.server} failed: {why_unreached(error)}") from error
         return self._answer(response, path)
 
     def _answer(self, response: httpx2.Response, path: str) -> Any:
@@ -227,7 +228,3 @@ def _missing(path: str) -> str | None:
         return None
     kind, name = found["kind"], unquote(found["name"])
     return f"the server has no {kind} {name}: `cogflare {kind}s list` shows what it has"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__

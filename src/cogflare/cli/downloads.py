@@ -10,6 +10,7 @@ import click
 import httpx2
 
 from cogflare.agent.address import DIRECT
+from cogflare.agent.unreached import why_unreached
 
 OUR_FILE: Final = re.compile(r"/f/[0-9a-z]{40}/[^/]+\Z")
 """How the URL of a file that this kind of server keeps ends."""
@@ -61,7 +62,7 @@ def save(url: str, folder: Path) -> Path:
 def _reason(error: Exception) -> str:
     """Say what went wrong; a redirect may have led to another host than the one of the URL."""
     if isinstance(error, httpx2.TransportError):
-        return f"no answer from {error.request.url.netloc.decode()} ({str(error) or type(error).__name__})"
+        return f"no answer from {error.request.url.netloc.decode()}: {why_unreached(error)}"
     return str(error)
 
 

@@ -10,6 +10,7 @@ import click
 
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.downloads import save
+from cogflare.cli.optionvalues import Whole
 from cogflare.cli.output import age, as_json, note, print_fields, print_json, print_table, time_of
 from cogflare.cli.tokens import Duration
 
@@ -63,7 +64,7 @@ def _metadata(pairs: Iterable[str]) -> dict[str, str]:
 
 
 @files.command("list")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
+@click.option("--limit", type=Whole(1), default=20, show_default=True, help="How many, newest first.")
 @as_json
 @with_client
 def list_files(client: Client, limit: int, as_json: bool) -> None:

@@ -1,19 +1,28 @@
 """`cogflare models`, `cogflare workers` and `cogflare account`: what there is to run, on what, and as whom."""
 
 import re
-import sys
 from typing import Any, Final
 
 import click
 
-from cogflare.cli import machines
+from cogflare.cli import machines, workerlist
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.inputs import input_rows
-from cogflare.cli.output import age, as_json, cell, duration, note, print_fields, print_json, print_table
+from cogflare.cli.optionvalues import Number, TagName, Whole
+from cogflare.cli.output import (
+    age,
+    as_json,
+    duration,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+)
 from cogflare.cli.tokens import Duration
 
 MODEL: Final = re.compile(r"[^/:\s]+/[^/:\s]+")
 _EVERYTHING: Final = 10_000
+_MAX_VRAM_GB: Final = 100_000
 
 
 class Limit(click.ParamType[float | str]):
@@ -35,7 +44,7 @@ class Vram(click.ParamType[float | str]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
         """Read the text of the command line."""
-        return value if value == "none" else float(click.FloatRange(0, min_open=True)(value, param, ctx))
+        return value if value == "none" else Number(0, _MAX_VRAM_GB, is_open=True)(value, param, ctx)
 
 
 class Count(click.ParamType[int | str]):
@@ -45,7 +54,7 @@ class Count(click.ParamType[int | str]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Read the text of the command line."""
-        return value if value == "default" else int(click.IntRange(1)(value, param, ctx))
+        return value if value == "default" else Whole(1)(value, param, ctx)
 
 
 @click.group()
@@ -63,7 +72,7 @@ def list_models(client: Client, as_json: bool) -> None:
         for model in found:
             print_json(model)
         return
-    rows = ((f"{m['owner']}/{m['name']}", m["run_count"], _version(m)[:12], m["description"]) for m in found)
+    rows = ((f"{m['owner']}/{m['name']}", m["run_count"], _version(m)[:12], _description(m)) for m in found)
     print_table(("model", "runs", "version", "description"), rows, "no models yet: `cogflare worker` connects one")
 
 
@@ -82,7 +91,7 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
     print_fields(
         [
             ("model", f"{found['owner']}/{found['name']}"),
-            ("description", found["description"]),
+            ("description", _description(found)),
             ("version", _version(found)),
             ("runs", found["run_count"]),
             *_limits(found["limits"]),
@@ -105,7 +114,14 @@ def show_model(client: Client, model: str, as_json: bool) -> None:
 @click.option("--rerun/--no-rerun", default=None, help="Whether text that was shown may be made anew after a loss.")
 @click.option("--description", help="What it is, in words.")
 @click.option("--min-vram-gb", type=Vram(), metavar="NUMBER", help="GPU memory that its workers must have, or none.")
-@click.option("--require-tag", "tags", multiple=True, metavar="TAG", help="A tag that its workers must have, or none.")
+@click.option(
+    "--require-tag",
+    "tags",
+    multiple=True,
+    type=TagName(),
+    metavar="TAG",
+    help="A tag that its workers must have, or none.",
+)
 @with_client
 def set_model(
     client: Client,
@@ -142,7 +158,7 @@ def set_model(
     if not given:
         raise click.UsageError("nothing to set: see cogflare models set --help")
     changed = client.patch(path, given)
-    about = [("description", changed["description"]), *_limits(changed["limits"])]
+    about = [("description", _description(changed)), *_limits(changed["limits"])]
     print_fields([*about, ("requires", machines.required(changed))])
 
 
@@ -152,34 +168,19 @@ def workers() -> None:
 
 
 @workers.command("list")
+@click.option(
+    "--all", "everyone", is_flag=True, help="Also those that left over an hour ago (not well: over a day ago)."
+)
 @as_json
 @with_client
-def list_workers(client: Client, as_json: bool) -> None:
-    """List workers and what they do."""
+def list_workers(client: Client, everyone: bool, as_json: bool) -> None:
+    """List workers and what they do; --json has all, others leave out who has been away for long."""
     found = client.pages("/v1/workers", _EVERYTHING)
     if as_json:
         for worker in found:
             print_json(worker)
         return
-    shown = list(found)
-    rows = [(w["id"], w["name"], w["state"], _offers(w), f"{w['busy']}/{w['slots']}", _since(w)) for w in shown]
-    columns, empty = (
-        ("id", "name", "state", "models", "busy", "connected"),
-        "no workers: `cogflare worker` connects one",
-    )
-    if not sys.stdout.isatty():
-        # Whoever reads this counts columns: what is new comes last.
-        more = [(_health(w), *machines.hardware(w)) for w in shown]
-        pairs = zip(rows, more, strict=True)
-        print_table((*columns, "health", "gpu", "vram", "region"), [(*row, *rest) for row, rest in pairs], empty)
-        return
-    print_table(*machines.beside(columns, rows, [machines.hardware(w) for w in shown]), empty)
-    # A reason is a sentence or more, and no column of a table is wide enough for it.
-    for worker in shown:
-        if worker["quarantine"] is not None:
-            click.echo(cell(f"{worker['name']} ({worker['id']}) was {_health(worker)}"))
-        for text in machines.lacking(worker):
-            click.echo(cell(f"{worker['name']} ({worker['id']}) {text}"))
+    workerlist.show(list(found), everyone)
 
 
 @workers.command("show")
@@ -196,10 +197,10 @@ def show_worker(client: Client, worker_id: str, as_json: bool) -> None:
     print_fields(
         [
             *((name, found[name]) for name in ("id", "name", "account", "state", "node")),
-            ("connected", _since(found)),
+            ("connected", workerlist.since(found)),
             ("set up", f"began {age(found['setup_since'])}" if found["setup_since"] else None),
             ("busy", busy),
-            ("health", _health(found)),
+            ("health", workerlist.health(found)),
             *machines.fields(found),
         ]
     )
@@ -240,18 +241,12 @@ def _limits(limits: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _description(model: dict[str, Any]) -> str | None:
+    """Return what an operator has said of a model, else what its version says of itself."""
+    schema = (model["latest_version"] or {}).get("openapi_schema") or {}
+    told = (schema.get("info") or {}).get("description")
+    return model["description"] or (told if isinstance(told, str) else None)
+
+
 def _version(model: dict[str, Any]) -> str:
     return str((model.get("latest_version") or {}).get("id") or "-")
-
-
-def _since(worker: dict[str, Any]) -> str:
-    return age(worker["connected_at"]) if worker["state"] == "online" else "-"
-
-
-def _health(worker: dict[str, Any]) -> str:
-    quarantine = worker["quarantine"]
-    return "ok" if quarantine is None else f"quarantined {age(quarantine['since'])}: {quarantine['reason']}"
-
-
-def _offers(worker: dict[str, Any]) -> str:
-    return " ".join(sorted({str(offer["model"]) for offer in worker["models"]}))

@@ -10,14 +10,24 @@ from typing import Any
 import click
 
 from cogflare.agent.sources import ImageSource
+from cogflare.cli.optionvalues import shown
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _GPU = r"(?:\d{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]+)"
 _GPUS = re.compile(rf"auto|all|none|{_GPU}(?:,{_GPU})*")
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
-_IMAGE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:/@-]*")
+_LABEL = r"[0-9A-Za-z](?:[0-9A-Za-z-]*[0-9A-Za-z])?"
+_PART = r"[0-9a-z]+(?:(?:\.|__?|-+)[0-9a-z]+)*"
+_IMAGE = re.compile(
+    rf"(?:{_LABEL}(?:\.{_LABEL})*(?::\d+)?/)?{_PART}(?:/{_PART})*"  # a registry, and a name there
+    r"(?::[0-9A-Za-z_][0-9A-Za-z_.-]{0,127})?(?:@[0-9a-z]+:[0-9a-f]{32,})?"
+)
 _MAX_IMAGE = 500
+_MAX_SIZE = 1 << 50
+_MODES = frozenset(["ro", "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent"]) | {
+    f"{r}{kind}" for r in ("", "r") for kind in ("private", "shared", "slave")
+}
 
 
 class _Size(click.ParamType[int]):
@@ -29,8 +39,9 @@ class _Size(click.ParamType[int]):
         if isinstance(value, int):
             return value
         found = _SIZE.fullmatch(str(value).strip())
-        if found is None or not (size := round(float(found[1]) * _UNITS[found[2].lower()])):
-            self.fail(f"{str(value)!r} is no size; it looks like 512m or 6g", param, ctx)
+        size = 0 if found is None else round(float(found[1]) * _UNITS[found[2].lower()])
+        if not 0 < size <= _MAX_SIZE:
+            self.fail(f"{shown(value)} is no size; it looks like 512m or 6g", param, ctx)
         return size
 
 
@@ -101,18 +112,23 @@ def _source(image: str | None, wishes: dict[str, Any]) -> ImageSource | None:
             raise click.UsageError(f"--{name} is for an --image")
         return None
     if not _IMAGE.fullmatch(image) or len(image) > _MAX_IMAGE:
-        raise click.BadParameter(f"{image!r} is not the name of an image", param_hint="--image")
+        like = "it has no capital letters" if _IMAGE.fullmatch(image.lower()) else "it looks like r8.im/owner/model:tag"
+        raise click.BadParameter(f"{shown(image)} is not the name of an image: {like}", param_hint="--image")
     if not _GPUS.fullmatch(wishes.get("gpus", "auto")):
-        raise click.BadParameter(f"{wishes['gpus']!r} is not all, none, or numbers such as 0,1", param_hint="--gpus")
+        raise click.BadParameter(
+            f"{shown(wishes['gpus'])} is not all, none, or numbers such as 0,1", param_hint="--gpus"
+        )
     return ImageSource(image, **wishes)
 
 
 def _volume(volume: str) -> str:
     """Return the volume as Docker wants it: a folder by its whole path."""
     source, colon, target = volume.partition(":")
-    if not colon or not source or not target.startswith("/"):
+    modes = target.split(":")[1:]
+    is_known = not modes or (len(modes) == 1 and _MODES.issuperset(modes[0].split(",")))
+    if not colon or not source or not target.startswith("/") or not is_known:
         raise click.BadParameter(
-            f"{volume!r} is not of the form source:/path or source:/path:ro", param_hint="--volume"
+            f"{shown(volume)} is not of the form source:/path or source:/path:ro", param_hint="--volume"
         )
     if source.startswith((".", "~", "/")):
         source = str(Path(source).expanduser().absolute())

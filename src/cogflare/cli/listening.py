@@ -14,6 +14,7 @@ import httpx2
 import msgspec
 
 from cogflare.agent.address import DIRECT
+from cogflare.agent.unreached import why_unreached
 from cogflare.domain.signatures import BadSignature, parse_secret, verify
 
 _MAX_BYTES: Final = 64 << 20
@@ -113,8 +114,7 @@ class Listener(ThreadingHTTPServer):
         try:
             answer = self._http.post(url, headers=passed, content=body)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            why = str(error) or type(error).__name__
-            problem = f"{self._forward} does not answer: {why}"
+            problem = f"{self._forward} does not answer: {why_unreached(error)}"
             return 502, problem.encode(), problem
         return answer.status_code, answer.content, None
 

@@ -55,10 +55,23 @@ def lacking(worker: Mapping[str, Any]) -> Iterator[str]:
 
 def offers(worker: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return the rows of what a worker runs."""
+    idle = _idle(worker)
     return [
-        (offer["model"], offer["version"][:12], offer["slots"], f"no: {offer['unmet']}" if offer["unmet"] else "yes")
+        (
+            offer["model"],
+            offer["version"][:12],
+            offer["slots"],
+            f"no: {why}" if (why := offer["unmet"] or idle) else "yes",
+        )
         for offer in worker["models"]
     ]
+
+
+def _idle(worker: Mapping[str, Any]) -> str | None:
+    """Say why a worker gets nothing, whatever it offers."""
+    if worker["quarantine"] is not None:
+        return "it is quarantined"
+    return None if worker["state"] == "online" else f"it is {worker['state']}"
 
 
 def fields(worker: Mapping[str, Any]) -> Fields:

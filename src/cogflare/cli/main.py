@@ -4,7 +4,6 @@ from importlib.metadata import version
 
 import click
 
-from cogflare.cli import exits
 from cogflare.cli.backup import backup
 from cogflare.cli.bench import bench
 from cogflare.cli.demo import demo
@@ -20,7 +19,7 @@ from cogflare.cli.serve import serve
 from cogflare.cli.tokens import tokens
 from cogflare.cli.verify import verify
 from cogflare.cli.webhooks import webhooks
-from cogflare.cli.workergroup import worker
+from cogflare.cli.workercommands import worker
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,8 +50,3 @@ for command in (
     verify,
 ):
     cogflare.add_command(command)
-
-
-def main() -> None:
-    """Run the command line."""
-    exits.run(cogflare)

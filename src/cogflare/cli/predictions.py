@@ -8,6 +8,7 @@ import click
 from cogflare.cli.client import ApiError, Client, quoted, with_client
 from cogflare.cli.fleet import MODEL
 from cogflare.cli.following import Feed, follow
+from cogflare.cli.optionvalues import Whole
 from cogflare.cli.output import (
     age,
     as_json,
@@ -40,7 +41,7 @@ predictions.add_command(receipt)
 @click.option("--status", type=click.Choice([str(status) for status in Status]), help="Only those with this status.")
 @click.option("--model", metavar="OWNER/NAME", help="Only those of this model.")
 @click.option("--struck-out", is_flag=True, help="Only those that failed because their workers were lost.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
+@click.option("--limit", type=Whole(1), default=20, show_default=True, help="How many, newest first.")
 @as_json
 @with_client
 def list_predictions(

@@ -18,13 +18,17 @@ import httpx2
 import msgspec
 
 from cogflare import __version__
-from cogflare.agent.address import DIRECT, ServerAddress, tls_advice
+from cogflare.agent.address import DIRECT, ServerAddress
 from cogflare.agent.admission import reading
 from cogflare.agent.gpu import is_gpu_here
 from cogflare.agent.identity import default_state
 from cogflare.agent.machine import Site, survey
+from cogflare.agent.runners.cogserver import CogServer
+from cogflare.agent.sources import UrlSource
+from cogflare.agent.unreached import why_unreached
 from cogflare.cli.findings import Finding, conclude, show
 from cogflare.cli.leftovers import Leftovers
+from cogflare.cli.sourceoptions import cog_server
 from cogflare.cli.worker import ServerType, read_token
 from cogflare.protocol.messages import Machine
 
@@ -38,7 +42,7 @@ class _Health(msgspec.Struct):
     version: str = ""
 
 
-@click.command()
+@click.command(short_help="See whether this machine can be a worker.")
 @click.option(
     "--server",
     type=ServerType(),
@@ -49,6 +53,7 @@ class _Health(msgspec.Struct):
 @click.option("--token", envvar="COGFLARE_WORKER_TOKEN", show_envvar=True, help="Worker token.")
 @click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with it.")
 @click.option("--model", metavar="OWNER/NAME", hidden=True, help="Taken so that the words of `run` fit; not looked at.")
+@click.option("--url", help="A running Cog server that a worker here would use; it is looked at too.")
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
@@ -67,6 +72,7 @@ def doctor(
     token: str | None,
     token_file: Path | None,
     model: str | None,
+    url: str | None,
     state: Path | None,
     cache: Path | None,
     as_json: bool,
@@ -78,7 +84,9 @@ def doctor(
     with 1 where a worker would fail; what only some models need is a warning.
     """
     given = read_token(token, token_file)() if token or token_file else None
-    preflight = Preflight(server, given, state or default_state(), cache or Path.home() / ".cache" / "cogflare")
+    source = None if url is None else cog_server(url)
+    folders = state or default_state(), cache or Path.home() / ".cache" / "cogflare"
+    preflight = Preflight(server, given, source, *folders)
     findings: list[Finding] = []
     asyncio.run(_examine(preflight, findings, as_json))
     conclude(findings, as_json, "this machine can be a worker")
@@ -93,10 +101,14 @@ async def _examine(preflight: "Preflight", findings: list[Finding], as_json: boo
 class Preflight:
     """The checks of one machine, for a worker of one server (None: no server in particular)."""
 
-    def __init__(self, server: ServerAddress | None, token: str | None, state: Path, cache: Path) -> None:
+    def __init__(
+        self, server: ServerAddress | None, token: str | None, source: UrlSource | None, state: Path, cache: Path
+    ) -> None:
         self._server = server
         self._token = token
+        self._source = source
         self._leftovers = Leftovers(state)
+        self._state = state
         self._cache = cache
 
     async def run(self) -> AsyncIterator[Finding]:
@@ -109,22 +121,25 @@ class Preflight:
             async with httpx2.AsyncClient(timeout=_TIMEOUT, mounts=DIRECT) as http:
                 async for finding in self._there(http, self._server):
                     yield finding
+        if self._source is not None:
+            yield await _model(self._source)
         yield _gpu(await survey(Site(self._cache), None))
         async for finding in _containers(self._leftovers):
             yield finding
         yield _disk(self._cache)
+        if (place := _unwritable(self._state)) is not None:
+            yield Finding("state", "failed", f"{place} cannot be written to", "name another folder with --state")
         for finding in self._leftovers.folders():
             yield finding
 
     async def _there(self, http: httpx2.AsyncClient, server: ServerAddress) -> AsyncIterator[Finding]:
         """Look at the server, at the token, and whether the two versions fit."""
-        todo = "is that its address? Its operator sees with `cogflare doctor` whether it can be reached"
+        todo = "see that this is its address; its operator sees with `cogflare doctor` whether it can be reached"
         try:
             answer = await http.get(f"{server.base}/health")
             health = msgspec.json.decode(answer.content, type=_Health)
         except httpx2.HTTPError as error:
-            advice = tls_advice(str(error))
-            yield Finding("server", "failed", f"{server.base} does not answer: {advice or type(error).__name__}", todo)
+            yield Finding("server", "failed", f"{server.base} does not answer: {why_unreached(error)}", todo)
             return
         except msgspec.DecodeError:
             yield Finding("server", "failed", f"{server.base} answers, but not like a Cogflare server", todo)
@@ -141,7 +156,7 @@ class Preflight:
         try:
             answer = await http.get(server.link.replace("ws", "http", 1), headers=headers)
         except httpx2.HTTPError as error:
-            return Finding("token", "warning", f"the server did not answer: {type(error).__name__}")
+            return Finding("token", "warning", f"the server did not answer: {why_unreached(error)}")
         word = reading(server, answer)
         if word.text:
             return Finding("token", "failed" if word.is_final else "warning", word.text)
@@ -152,6 +167,19 @@ def _containers(leftovers: Leftovers) -> AsyncIterator[Finding]:
     """Look at Docker, with what most commands had better not load."""
     module, _, name = _DOCKER.partition(":")
     return cast(AsyncIterator[Finding], getattr(import_module(module), name)(leftovers))
+
+
+async def _model(source: UrlSource) -> Finding:
+    """Look at a Cog server that somebody else runs."""
+    server = CogServer(source.url)
+    try:
+        health = await server.health()
+    except (httpx2.HTTPError, ValueError) as error:
+        todo = "start the Cog server there, or name where it is with --url"
+        return Finding("model", "failed", f"{source.url} does not answer: {why_unreached(error)}", todo)
+    finally:
+        await server.close()
+    return Finding("model", "ok", f"{source.url} answers ({health.status.lower()})")
 
 
 def _python() -> Finding:
@@ -185,12 +213,22 @@ def _gpu(machine: Machine) -> Finding:
     return Finding("gpu", "warning", "no NVIDIA GPU or driver", todo)
 
 
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or what is there of the way to it."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _unwritable(folder: Path) -> Path | None:
+    """Return what keeps a folder from being made or written to; None if nothing does."""
+    place = _nearest(folder)
+    return None if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else place
+
+
 def _disk(cache: Path) -> Finding:
-    place = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    detail = f"{free / 1e9:.1f} GB free for {cache}"
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if (place := _unwritable(cache)) is not None:
         return Finding("disk", "failed", f"{place} cannot be written to", "name another folder with --cache")
+    free = shutil.disk_usage(_nearest(cache)).free
+    detail = f"{free / 1e9:.1f} GB free for {cache}"
     if free < _LEAST_FREE:
         return Finding("disk", "warning", detail, "make room, or name another folder with --cache")
     return Finding("disk", "ok", detail)

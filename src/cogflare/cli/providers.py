@@ -10,6 +10,7 @@ import click
 
 from cogflare.cli.client import Client, quoted, with_client
 from cogflare.cli.money import money
+from cogflare.cli.optionvalues import Number, Whole
 from cogflare.cli.output import age, as_json, counted, note, print_fields, print_json, print_table, time_of, visible
 
 KINDS: Final = ("replicate", "cogflare", "runpod")
@@ -36,9 +37,9 @@ def providers() -> None:
     metavar="FILE",
     help=f"File with the key; - is standard input. Else {KEY_VARIABLE}, else it is asked for.",
 )
-@click.option("--max-concurrent", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at a time.")
-@click.option("--price-per-s", type=click.FloatRange(0, 10_000), help="Dollars, where it tells no costs itself.")
-@click.option("--price-per-run", type=click.FloatRange(0, 10_000), help="Dollars, where it tells no costs itself.")
+@click.option("--max-concurrent", type=Whole(1, 1000), default=20, show_default=True, help="Runs at a time.")
+@click.option("--price-per-s", type=Number(0, 10_000), help="Dollars, where it tells no costs itself.")
+@click.option("--price-per-run", type=Number(0, 10_000), help="Dollars, where it tells no costs itself.")
 @as_json
 @with_client
 def add(
@@ -78,9 +79,9 @@ def add(
 
 @providers.command("set")
 @click.argument("name")
-@click.option("--max-concurrent", type=click.IntRange(1, 1000), help="Runs at a time.")
-@click.option("--price-per-s", type=click.FloatRange(0, 10_000), help="Dollars, where it tells no costs itself.")
-@click.option("--price-per-run", type=click.FloatRange(0, 10_000), help="Dollars, where it tells no costs itself.")
+@click.option("--max-concurrent", type=Whole(1, 1000), help="Runs at a time.")
+@click.option("--price-per-s", type=Number(0, 10_000), help="Dollars, where it tells no costs itself.")
+@click.option("--price-per-run", type=Number(0, 10_000), help="Dollars, where it tells no costs itself.")
 @as_json
 @with_client
 def set_provider(

@@ -25,6 +25,7 @@ from cogflare.cli.farewell import Farewell
 from cogflare.cli.httpsocket import HttpSocket
 from cogflare.cli.linksocket import LinkSocket
 from cogflare.cli.openfiles import raise_limit
+from cogflare.cli.optionvalues import Whole
 from cogflare.domain.clock import Clock
 from cogflare.engine.accounts import Created
 from cogflare.settings import Settings, SettingsError, load
@@ -242,14 +243,14 @@ def host(settings: Settings, ready_file: str | None = None, clock: Clock | None 
 @click.option("--data", help="Folder of the database and the files (default: ./cogflare-data).")
 @click.option("--database-url", help="sqlite:///path or postgresql://… (default: SQLite in the data folder).")
 @click.option("--host", help="Address to listen on (default: 127.0.0.1; 0.0.0.0 for all).")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default: 8000; 0 for any free one).")
+@click.option("--port", type=Whole(0, 65535), help="Port to listen on (default: 8000; 0 for any free one).")
 @click.option("--public-url", help="Origin that clients reach, if it is another one (https://api.example.com).")
 @click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False), help="Certificate chain (PEM) for https.")
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Private key (PEM) of the certificate.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Logs for people or for machines.")
 @click.option("--ready-file", type=click.Path(dir_okay=False), help="Write {url, pid} here once requests are taken.")
 @click.option(
-    "--fd", type=click.IntRange(0), help="Listen on this open socket instead (systemd: 3); restarts then refuse nobody."
+    "--fd", type=Whole(0), help="Listen on this open socket instead (systemd: 3); restarts then refuse nobody."
 )
 def serve(config: str | None, ready_file: str | None, fd: int | None, **options: str | int | None) -> None:
     """Run a server: the API in front, workers dialling in behind it.

@@ -10,11 +10,14 @@ import msgspec
 
 from cogflare.agent.address import ServerAddress
 from cogflare.cli.client import Client, quoted, with_client
+from cogflare.cli.optionvalues import Line, Whole, shown
 from cogflare.cli.output import age, as_json, counted, note, print_fields, print_json, print_table, time_of
 from cogflare.cli.tokenimport import import_tokens
 from cogflare.domain.scopes import ModelPattern, named
 
 _DURATION: Final = re.compile(r"(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?(?:(\d{1,9})s)?")
+_ACCOUNT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+_LONGEST_S: Final = 36_600 * 86_400
 _SCALES_S: Final = (86_400, 3_600, 60, 1)
 _EVERYTHING: Final = 10_000
 _TIMES: Final = ("created_at", "expires_at", "revoked_at")
@@ -33,8 +36,10 @@ class Duration(click.ParamType[int]):
         total_s = (
             sum(int(part or 0) * scale for part, scale in zip(found.groups(), _SCALES_S, strict=True)) if found else 0
         )
+        if total_s > _LONGEST_S:
+            self.fail(f"{shown(value)} is longer than a hundred years", param, ctx)
         if total_s <= 0:
-            self.fail(f"{value!r} is no duration such as 30d, 12h or 1h30m", param, ctx)
+            self.fail(f"{shown(value)} is no duration such as 30d, 12h or 1h30m", param, ctx)
         return total_s
 
 
@@ -48,7 +53,20 @@ class ModelName(click.ParamType[str]):
         try:
             return msgspec.convert(value, ModelPattern)
         except msgspec.ValidationError:
-            self.fail(f"{value!r} is not of the form owner/name or owner/*", param, ctx)
+            self.fail(f"{shown(value)} is not of the form owner/name or owner/*", param, ctx)
+
+
+class AccountName(click.ParamType[str]):
+    """The name of an account."""
+
+    name = "name"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text of the command line."""
+        if not _ACCOUNT.fullmatch(str(value)):
+            form = "letters, digits and . _ -, 64 at most, a letter or digit first"
+            self.fail(f"{shown(value)} is no name of an account: {form}", param, ctx)
+        return str(value)
 
 
 @click.group()
@@ -63,8 +81,12 @@ def tokens() -> None:
     required=True,
     help="What it is for: clients, workers, or operators.",
 )
-@click.option("--name", required=True, help="What you will know it by.")
-@click.option("--account", help="The account it belongs to, made if new: letters, digits, . _ - (default: your own).")
+@click.option("--name", type=Line(100, least=1), required=True, help="What you will know it by.")
+@click.option(
+    "--account",
+    type=AccountName(),
+    help="The account it belongs to, made if new: letters, digits, . _ - (default: your own).",
+)
 @click.option("--expires-in", type=Duration(), metavar="DURATION", help="When it ends, such as 30d (default: never).")
 @click.option(
     "--model",
@@ -74,7 +96,7 @@ def tokens() -> None:
     metavar="OWNER/NAME",
     help="The only model that a worker may offer with it; OWNER/* are all of an owner's. May be given again.",
 )
-@click.option("--connections", type=click.IntRange(min=1), help="How many workers may be connected with it at once.")
+@click.option("--connections", type=Whole(1, 1_000_000), help="How many workers may be connected with it at once.")
 @click.option("--join", is_flag=True, help="Print the line that makes another machine a worker, instead of the token.")
 @as_json
 @with_client

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from cogflare.cli.optionvalues import Whole
 from cogflare.cli.output import note, print_json, print_table
 from cogflare.cli.verification import report
 from cogflare.cli.verification.checker import total
@@ -20,13 +21,9 @@ _SHOWN = 20
 
 
 @click.command()
-@click.option("--seed", type=click.IntRange(0), help="What all chance follows from; a new one if there is none.")
-@click.option(
-    "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs: this seed and the next."
-)
-@click.option(
-    "--predictions", type=click.IntRange(8, 100_000), default=100, show_default=True, help="Predictions of each run."
-)
+@click.option("--seed", type=Whole(0), help="What all chance follows from; a new one if there is none.")
+@click.option("--seeds", type=Whole(1, 1000), default=1, show_default=True, help="Runs: this seed and the next.")
+@click.option("--predictions", type=Whole(8, 100_000), default=100, show_default=True, help="Predictions of each run.")
 @click.option("--database-url", help="An empty PostgreSQL database; two nodes share it, and it is emptied again.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="A new folder that keeps all histories.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a run.")

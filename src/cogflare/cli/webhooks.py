@@ -13,6 +13,7 @@ import msgspec
 
 from cogflare.cli.client import Client, NotFound, quoted, with_client
 from cogflare.cli.listening import Keys, Listener, Received
+from cogflare.cli.optionvalues import Whole
 from cogflare.cli.output import age, as_json, cell, duration, note, print_fields, print_json, print_table, time_of
 from cogflare.domain.webhooks import Subject
 from cogflare.settings import SettingsError, load
@@ -35,7 +36,7 @@ def webhooks() -> None:
 @click.option("--state", type=click.Choice(["pending", "delivered", "failed"]), help="Only those in this state.")
 @click.option("--event", type=click.Choice(get_args(Subject)), help="Only those of this event.")
 @click.option("--prediction", metavar="ID", help="Only those about this prediction.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, newest first.")
+@click.option("--limit", type=Whole(1), default=20, show_default=True, help="How many, newest first.")
 @as_json
 @with_client
 def list_deliveries(
@@ -108,7 +109,7 @@ def secret(client: Client, rotate: bool, as_json: bool) -> None:
 
 @webhooks.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0 for any free one.")
+@click.option("--port", type=Whole(0, 65535), default=9000, show_default=True, help="0 for any free one.")
 @click.option("--forward", metavar="URL", help="Send each message on to this address, and its answer back.")
 @as_json
 @with_client

@@ -5,21 +5,20 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
 
 import click
-import msgspec
-from msgspec import Meta
 
 from cogflare.agent.address import ServerAddress
 from cogflare.agent.main import WorkerOptions, run_worker
 from cogflare.agent.runners.handover import KEEP_S
 from cogflare.agent.sources import Source
+from cogflare.cli.optionvalues import Line, Number, TagName, Whole, shown
 from cogflare.cli.sourceoptions import source_options
-from cogflare.domain.requirements import MAX_TAGS, Tag
+from cogflare.domain.requirements import MAX_TAGS
 
+_MAX_NAME = 100
 _MAX_REGION = 200
-_Tags = Annotated[tuple[Tag, ...], Meta(max_length=MAX_TAGS)]
+_YEAR_S = 31_536_000
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}/[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
@@ -37,7 +36,7 @@ class ServerType(click.ParamType[ServerAddress]):
             self.fail(str(error), param, ctx)
 
 
-@click.command()
+@click.command(short_help="Run a model; this is what is done without a command.")
 @source_options
 @click.option(
     "--server",
@@ -59,11 +58,18 @@ class ServerType(click.ParamType[ServerAddress]):
     help="File with the worker token; read again at every connection.",
 )
 @click.option("--model", required=True, metavar="OWNER/NAME", help="The model that this worker offers.")
-@click.option("--slots", type=click.IntRange(1, 10_000), help="Predictions at a time (default: what the model says).")
-@click.option("--name", default="", help="How the worker is shown to operators (default: this machine's name).")
-@click.option("--region", default="", metavar="TEXT", help="Where this machine is, in words of your own.")
+@click.option("--slots", type=Whole(1, 10_000), help="Predictions at a time (default: what the model says).")
 @click.option(
-    "--tag", "tags", multiple=True, metavar="TEXT", help="What models may require of this machine; may be given again."
+    "--name",
+    type=Line(_MAX_NAME),
+    default="",
+    help="How the worker is shown to operators (default: this machine's name).",
+)
+@click.option(
+    "--region", type=Line(_MAX_REGION), default="", metavar="TEXT", help="Where this machine is, in words of your own."
+)
+@click.option(
+    "--tag", "tags", type=TagName(), multiple=True, help="What models may require of this machine; may be given again."
 )
 @click.option(
     "--state",
@@ -82,7 +88,7 @@ class ServerType(click.ParamType[ServerAddress]):
 )
 @click.option(
     "--keep-model",
-    type=click.FloatRange(min=0),
+    type=Number(0, _YEAR_S),
     default=KEEP_S,
     show_default=True,
     metavar="SECONDS",
@@ -125,7 +131,7 @@ def worker(
         cache=cache,
         allow_private_inputs=allow_private_inputs,
         keep_model_s=keep_model,
-        region=_region(region),
+        region=region,
         tags=_tags(tags),
         json=as_json,
     )
@@ -138,22 +144,16 @@ def worker(
 
 def _model(model: str) -> tuple[str, str]:
     if not _NAME.fullmatch(model):
-        raise click.BadParameter(f"{model!r} is not of the form owner/name", param_hint="--model")
+        raise click.BadParameter(f"{shown(model)} is not of the form owner/name", param_hint="--model")
     owner, _, name = model.partition("/")
     return owner, name
 
 
-def _region(region: str) -> str:
-    if len(region) > _MAX_REGION or not region.isprintable():
-        raise click.BadParameter(f"a region is one line of {_MAX_REGION} characters at most", param_hint="--region")
-    return region
-
-
 def _tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        return msgspec.convert(tuple(dict.fromkeys(tags)), _Tags)
-    except msgspec.ValidationError as error:
-        raise click.BadParameter(f"{', '.join(tags)}: {error}", param_hint="--tag") from error
+    told = tuple(dict.fromkeys(tags))
+    if len(told) > MAX_TAGS:
+        raise click.BadParameter(f"{len(told)} tags are too many: {MAX_TAGS} at most", param_hint="--tag")
+    return told
 
 
 def read_token(token: str | None, file: Path | None) -> Callable[[], str]:
@@ -164,10 +164,12 @@ def read_token(token: str | None, file: Path | None) -> Callable[[], str]:
         nonlocal value
         if file is not None:
             with suppress(OSError):  # while it is being replaced
-                value = file.read_text()
+                value = file.read_text(errors="replace")
         return value.strip()
 
     value = read()
+    if not value and file is not None:
+        raise click.UsageError(f"the --token-file {file} holds no token")
     if not value:
         raise click.UsageError(
             "a worker token is needed: make one with `cogflare tokens create --kind worker --name my-gpu` and pass it"

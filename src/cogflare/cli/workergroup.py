@@ -1,51 +1,11 @@
-"""`cogflare worker`: runs a model, unless its first word is the name of another command.
+"""`cogflare-worker`, which is `python -m cogflare.cli.workergroup` too: in the join line, and in units of systemd."""
 
-`cogflare-worker` is the same on machines that only run workers: what is imported here is all that the agent has there.
-"""
-
-import click
-
-from cogflare import __version__
-from cogflare.cli import exits
-from cogflare.cli.install import install
-from cogflare.cli.preflight import doctor
-from cogflare.cli.worker import worker as run
-
-
-class WorkerGroup(click.Group):
-    """Takes what does not begin with the name of a command as words for `run`."""
-
-    default = "run"
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the name of the default command in front of its words."""
-        if not args or args[0] not in {*self.commands, *ctx.help_option_names, "--version"}:
-            args = [self.default, *args]
-        return super().parse_args(ctx, args)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show the options of the default command too: they are what most people look for."""
-        command = self.commands[self.default]
-        command.format_options(click.Context(command, parent=ctx, info_name=self.default), formatter)
-        self.format_commands(ctx, formatter)
-
-
-@click.group(cls=WorkerGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="cogflare")
-def worker() -> None:
-    """Run a model for a server (`run`, which need not be written), or see to the machine that does.
-
-    The first word decides: a folder that is called like a command is written ./doctor. The options are those of `run`.
-    """
-
-
-for command, name in ((run, "run"), (doctor, "doctor"), (install, "install")):
-    worker.add_command(command, name)
+from cogflare.cli.starting import start
 
 
 def main() -> None:
-    """Run `cogflare-worker`."""
-    exits.run(worker, "cogflare-worker")
+    """Run the command line."""
+    start("cogflare.cli.workercommands:worker", "cogflare-worker")
 
 
 if __name__ == "__main__":
