@@ -69,8 +69,9 @@ lock: $(STAMP) ## resolve requirements/*.txt and what pins the clients of the te
 	@$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt >/dev/null
 	@$(COMPILE) --group bootstrap -c requirements/dev.txt -o requirements/uv.txt >/dev/null
 	@$(COMPILE) --group agent -c requirements/dev.txt -o src/cogflare/agent/requirements.txt >/dev/null
-	@for client in tests/clients/replicate-python-*; do \
-		$(COMPILE) $$client/requirements.in -o $$client/requirements.txt >/dev/null || exit 1; \
+	@for client in tests/clients/replicate-python-* tests/clients/cog-*; do \
+		excludes=$$client/excludes.txt; test -f $$excludes || excludes=/dev/null; \
+		$(COMPILE) $$client/requirements.in --excludes $$excludes -o $$client/requirements.txt >/dev/null || exit 1; \
 	done
 	@$(COMPILE) tests/clients/runpod/requirements.in --excludes tests/clients/runpod/excludes.txt \
 		-o tests/clients/runpod/requirements.txt >/dev/null

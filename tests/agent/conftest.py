@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -20,8 +21,22 @@ from cogflare.agent.runners.driver import wait_ready
 from cogflare.agent.runners.environment import ensure, scrubbed
 from cogflare.agent.runners.function import FunctionRunner
 from cogflare.agent.runners.process import ServerProcess, free_port
+from cogflare.agent.scratch import Scratch
 from cogflare.agent.sources import FunctionSource, HandlerSource
-from support.runners import KINDS, MODELS, MemorySink, Offspring, Rig, Rigger, children, family, function, handler
+from support.oldcog import OldRigs
+from support.runners import (
+    KINDS,
+    MODELS,
+    OLD_COGS,
+    MemorySink,
+    Offspring,
+    Rig,
+    Rigger,
+    children,
+    family,
+    function,
+    handler,
+)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +130,7 @@ class CogServers:
             ["-m", "cog.server.http", "--host", "127.0.0.1"],
             folder=MODELS / model,
             environ=environ,
-            scratch=Path(tempfile.mkdtemp(dir=self._logs)),
+            scratch=Scratch.at(Path(tempfile.mkdtemp(dir=self._logs))),
         )
         url = f"http://127.0.0.1:{port}"
         try:
@@ -196,8 +211,31 @@ _RIGS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests over one old Cog next to each other, behind all others of their module."""
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        called = getattr(item, "callspec", None)
+        kind = called.params.get("rig") if called else None
+        return modules[item.path], list(OLD_COGS).index(kind) + 1 if kind in OLD_COGS else 0
+
+    modules = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="module")
+async def old_rigs(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OldRigs]:
+    """Makes rigs whose runner has the model in a Cog server of the time before coglet."""
+    rigs = OldRigs(tmp_path_factory.mktemp("old"))
+    yield rigs
+    await rigs.close()
+
+
 @pytest.fixture(params=KINDS)
 def rig(request: pytest.FixtureRequest) -> Rigger:
     """The rigs of every kind of runner, for what all of them promise."""
+    if request.param in OLD_COGS:
+        rigs: OldRigs = request.getfixturevalue("old_rigs")
+        return functools.partial(rigs.make, OLD_COGS[request.param])
     made: Rigger = request.getfixturevalue(_RIGS[request.param])
     return made

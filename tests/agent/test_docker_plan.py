@@ -79,17 +79,30 @@ def test_files_of_lists_come_as_data_urls() -> None:
     assert command(image(), schema=None) == COG, "what it makes is not known"
 
 
-@pytest.mark.parametrize(
-    "old", [image(run__cog__version="0.9.4"), image(org__cogmodel__version="0.0.20")], ids=["run.cog", "org.cogmodel"]
-)
-def test_an_old_cog_needs_the_upload_url_and_knows_no_host(old: Image) -> None:
-    assert not old.is_coglet()
-    assert command(old, HOST, schema=None) == [*COG, *UPLOADS]
+@pytest.mark.parametrize("schema", [None, TEXT, FILES])
+def test_a_cog_before_coglet_uploads_whatever_it_makes(schema: dict[str, Any] | None) -> None:
+    for old in (image(run__cog__version="0.9.4"), image(org__cogmodel__cog_version="0.8.6")):
+        assert command(old, HOST, schema) == [*COG, *UPLOADS], "it listens where it likes"
+    assert command(image(run__cog__version="0.16.12"), HOST, schema) == [*COG, "--host", "127.0.0.1", *UPLOADS]
+
+
+def test_the_first_cogs_take_no_options() -> None:
+    old = image(org__cogmodel__cog_version="0.6.1")
+    asked = plan(old).body(HOST, "http://upload")
+    assert asked["Cmd"] == COG
+    assert "PORT=4711" in asked["Env"]
+    assert "COG_LOG_LEVEL=warning" in asked["Env"], "with another word they do not start"
+
+
+def test_a_cog_before_0_5_has_port_5000() -> None:
+    old = image(org__cogmodel__cog_version="0.4.4", env=("PORT=8393",))
+    assert not old.release().takes_port
+    assert list(plan(old).body(BRIDGE, "")["HostConfig"]["PortBindings"]) == ["5000/tcp"]
 
 
 @pytest.mark.parametrize("version", ["0.17.0", "0.23.1", "1.0.0", "", "dev"])
 def test_later_cogs_are_coglet(version: str) -> None:
-    assert image(run__cog__version=version).is_coglet()
+    assert image(run__cog__version=version).release().is_coglet
 
 
 def test_another_server_is_started_as_its_image_says() -> None:

@@ -17,6 +17,7 @@ import pytest
 from cogflare.agent.runners.base import Event, Job, Log, Offer, Output, Started
 from cogflare.agent.runners.handover import Takeover
 from cogflare.agent.runners.image import ImageRunner
+from cogflare.agent.scratch import sweep
 from cogflare.agent.sources import ImageSource
 from support.docker import Dockerd, image_of, wardens
 from support.runners import MemorySink, finished
@@ -179,4 +180,22 @@ async def test_what_nobody_takes_over_ends_after_a_while(estate: Estate) -> None
     scratch = Path(estate.daemon.inspect(container)["Config"]["Labels"]["cogflare.cord"])
     assert scratch.exists()
     await estate.until_gone()
+    assert not scratch.exists()
+
+
+async def test_the_folder_of_a_container_is_kept_by_its_warden(estate: Estate) -> None:
+    """A sweep takes it when there is none, which does not keep the container from being taken over."""
+    container = await estate.leave("noop", None)
+    scratch = Path(estate.daemon.inspect(container)["Config"]["Labels"]["cogflare.cord"])
+    sweep()
+    assert (scratch / "cord").exists()
+    os.kill(wardens(container)[0], 9)
+    async with asyncio.timeout(10):
+        while scratch.exists():
+            sweep()
+            await asyncio.sleep(0.01)
+    assert (await estate.come("noop", frozenset())).is_taken_over
+    sweep()
+    assert (scratch / "cord").exists()
+    await estate.runner.close()
     assert not scratch.exists()

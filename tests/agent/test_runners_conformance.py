@@ -1,4 +1,4 @@
-"""What every runner promises, over each kind of runner: the real Cog server, functions, RunPod handlers, images."""
+"""What every runner promises, over each kind: Cog of today and of before, functions, RunPod handlers, images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cogflare.agent.runners.base import Event, Finished, Job, Log, Metric, Offer, Output, RunLost, Started
-from support.runners import Rig, Rigger, all_but, finished
+from support.runners import Rig, Rigger, all_but, finished, old_cogs
 
 pytestmark = pytest.mark.anyio
 
 NO_SCHEMA = "RunPod's handlers take any object"
+EARLY = old_cogs("a run says nothing before its end, and cannot be stopped", since="cog08")
 
 
 def log_of(events: list[Event]) -> str:
@@ -58,7 +59,7 @@ async def test_the_offer_describes_the_model(rig: Rigger) -> None:
     assert {"Input", "Output"} <= set(offer.schema["components"]["schemas"])
 
 
-@all_but(function="no Cog is in it", handler="no Cog is in it")
+@all_but(function="no Cog is in it", handler="no Cog is in it", **old_cogs("it is another one, if it tells at all"))
 async def test_the_offer_names_the_cog(rig: Rigger) -> None:
     assert offer_of(await rig("noop")).cog_version == "0.23.1"
 
@@ -80,7 +81,7 @@ async def test_a_failure_carries_message_and_log(rig: Rigger) -> None:
     assert log_of(events).startswith("this will not end well\n"), "a traceback may follow"
 
 
-@all_but(handler=NO_SCHEMA)
+@all_but(handler=NO_SCHEMA, **old_cogs("numbers become text"))
 async def test_bad_input_fails_without_a_start(rig: Rigger) -> None:
     model = await rig("failing")
     events = await model.events({"message": 7})
@@ -89,6 +90,7 @@ async def test_bad_input_fails_without_a_start(rig: Rigger) -> None:
     assert "message: 7 is not" in (finished(events).error or "")
 
 
+@all_but(**EARLY)
 async def test_logs_come_while_it_runs_and_a_cancel_ends_it(rig: Rigger) -> None:
     model = await rig("sleeper")
     seen: list[Event] = []
@@ -105,6 +107,7 @@ async def test_a_cancel_of_nothing_is_nothing(rig: Rigger) -> None:
     await model.runner.cancel("nobody")
 
 
+@all_but(**EARLY)
 async def test_a_cancel_before_the_start_prevents_it(rig: Rigger) -> None:
     model = await rig("sleeper")
     first: list[Event] = []
@@ -140,17 +143,19 @@ async def test_tokens_stream_in_order(rig: Rigger) -> None:
     assert log_of(events) == "first word\n"
 
 
+@all_but(**EARLY)
 async def test_tokens_come_one_by_one(rig: Rigger) -> None:
     model = await rig("tokens")
     await model.events({"count": 1}, id="p0")  # Cog is slow with the first output of all
     arrivals = []
-    async for event in model.runner.run(Job(id="p1", attempt=1, input={"count": 5, "delay_s": 0.05})):
+    async for event in model.runner.run(Job(id="p1", attempt=1, input={"count": 5, "delay_s": 0.1})):
         if isinstance(event, Output):
             arrivals.append(asyncio.get_running_loop().time())
     assert len(arrivals) == 5
     assert arrivals[-1] - arrivals[0] > 0.1, "the words came at once"
 
 
+@all_but(cog08="it gets slow with the square of the words")
 async def test_more_tokens_than_a_stream_remembers(rig: Rigger) -> None:
     model = await rig("tokens")
     events = await model.events({"count": 5000})
@@ -176,7 +181,11 @@ async def test_an_iterator_of_files(rig: Rigger) -> None:
     assert log_of(events) == "frame 0\nframe 1\nframe 2\n"
 
 
-@all_but(function="functions record no metrics", handler="RunPod's handlers record no metrics")
+@all_but(
+    function="functions record no metrics",
+    handler="RunPod's handlers record no metrics",
+    **old_cogs("old models record no metrics"),
+)
 async def test_metrics_of_a_model(rig: Rigger) -> None:
     model = await rig("frames")
     events = await model.events({"count": 3})
@@ -225,6 +234,7 @@ async def test_another_attempt_is_another_run(rig: Rigger) -> None:
     assert finished(await model.events({"text": "two"}, attempt=2)).output == "two"
 
 
+@all_but(**old_cogs("it runs one at a time", since="cog014"))
 async def test_slots_run_side_by_side(rig: Rigger) -> None:
     model = await rig("parallel", slots=2)
     both = await asyncio.wait_for(
@@ -233,6 +243,7 @@ async def test_slots_run_side_by_side(rig: Rigger) -> None:
     assert [finished(events).output for events in both] == ["a", "b"]
 
 
+@all_but(**EARLY)
 async def test_closing_the_events_early_leaves_the_runner_usable(rig: Rigger) -> None:
     model = await rig("sleeper")
     seen: list[Event] = []
@@ -242,6 +253,7 @@ async def test_closing_the_events_early_leaves_the_runner_usable(rig: Rigger) ->
     assert finished(await model.events({"seconds": 0}, id="p2")).output == "rested"
 
 
+@all_but(**EARLY)
 async def test_close_ends_runs_and_may_come_twice(rig: Rigger) -> None:
     model = await rig("sleeper")
     seen: list[Event] = []

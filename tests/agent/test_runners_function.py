@@ -251,3 +251,9 @@ async def test_a_function_that_is_not_there(offspring: Offspring, opened: Opener
     with pytest.raises(SetupFailed, match=problem):
         await opened(FunctionSource(entry, MODELS / "functions"))
     assert offspring() == []
+
+
+async def test_a_package_that_is_missing_is_said_with_where_it_was_looked_for(opened: Opener, tmp_path: Path) -> None:
+    (tmp_path / "lacking.py").write_text("import not_installed\n\n\ndef run(text: str) -> str:\n    return text\n")
+    with pytest.raises(SetupFailed, match=r"^ModuleNotFoundError: No module named 'not_installed': .*--python names"):
+        await opened(FunctionSource("lacking:run", tmp_path))

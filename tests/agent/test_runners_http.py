@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -25,6 +28,68 @@ async def test_a_server_that_is_not_there_fails_the_setup() -> None:
     runner = CogHttpRunner("acme", "none", f"http://127.0.0.1:{free_port()}", MemorySink(), reach_s=0.05)
     with pytest.raises(SetupFailed, match="does not answer"):
         await runner.setup(lambda text: None)
+    await runner.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Callable[[Mapping[str, tuple[int, bytes]]], str]]:
+    """Starts a server that answers these paths (status 0: it hangs up), and any other with a 404."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(pages: Mapping[str, tuple[int, bytes]]) -> str:
+        class Site(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = pages.get(self.path, (404, b""))
+                if status:
+                    self.send_response(status)
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+                self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        servers.append(server := ThreadingHTTPServer(("127.0.0.1", 0), Site))
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+PAGE, NONE, HEALTHY = (200, b"<html>hello</html>"), (404, b""), (200, b'{"status": "READY"}')
+
+
+@pytest.mark.parametrize(
+    ("health", "schema", "told"),
+    [
+        (PAGE, PAGE, "no Cog server"),
+        (NONE, PAGE, "HTTP 404"),
+        (NONE, (200, b'{"components": 1, "info": 1}'), "HTTP 404"),
+        (NONE, (200, b'{"components": {}, "info": 1}'), "HTTP 404"),
+        (HEALTHY, (0, b""), "does not tell its schema: .*broke off"),
+    ],
+)
+async def test_what_is_no_cog_server_fails_the_setup(
+    site: Callable[[Mapping[str, tuple[int, bytes]]], str],
+    health: tuple[int, bytes],
+    schema: tuple[int, bytes],
+    told: str,
+) -> None:
+    url = site({"/health-check": health, "/openapi.json": schema})
+    runner = CogHttpRunner("acme", "none", url, MemorySink(), reach_s=0.05)
+    with pytest.raises(SetupFailed, match=told):
+        await runner.setup(lambda text: None)
+    await runner.close()
+
+
+async def test_a_page_is_no_schema(site: Callable[[Mapping[str, tuple[int, bytes]]], str]) -> None:
+    url = site({"/health-check": HEALTHY, "/openapi.json": PAGE})
+    runner = CogHttpRunner("acme", "none", url, MemorySink(), reach_s=5)
+    assert (await runner.setup(lambda text: None)).schema is None
     await runner.close()
 
 

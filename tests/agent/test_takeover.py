@@ -26,6 +26,7 @@ from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.handover import Takeover
 from cogflare.agent.runners.process import Mark, ServerProcess
+from cogflare.agent.scratch import Scratch
 from cogflare.agent.sources import FolderSource, FunctionSource, Source
 from support.runners import MODELS, MemorySink, Offspring, family, finished, function, handler, runner_of
 
@@ -377,6 +378,7 @@ async def test_without_agent_and_minder_or_server_nothing_is_left(estate: Estate
 async def test_the_next_agent_ends_what_lost_its_minder_and_its_guard(estate: Estate, model: Made) -> None:
     await estate.leave(model, {"seconds": 60})
     minder, guard, server, _ = estate.left
+    os.kill(minder, signal.SIGSTOP)  # it would act as soon as its guard has ended
     for doomed in (guard, minder):
         os.kill(doomed, signal.SIGKILL)
     assert Path(f"/proc/{server}").exists()
@@ -411,7 +413,7 @@ async def test_a_process_is_known_by_its_birth() -> None:
 
 async def test_whoever_has_the_number_of_a_dead_server_is_left_alone(tmp_path: Path) -> None:
     server = await ServerProcess.start(
-        Path(sys.executable), ["-c", ""], folder=tmp_path, environ=os.environ, scratch=tmp_path
+        Path(sys.executable), ["-c", ""], folder=tmp_path, environ=os.environ, scratch=Scratch.at(tmp_path)
     )
     await server.ended()
     other = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)

@@ -482,6 +482,32 @@ def test_a_worker_whose_state_is_damaged_starts_afresh(stage: Stage, cog_cache: 
     assert "set aside" in survivor.worker.log()
 
 
+def test_a_worker_that_starts_sweeps_the_folders_of_the_dead(stage: Stage, cog_cache: Path) -> None:
+    """Those of a model that lives stay, with its worker or without."""
+    server = stage.server(close_grace_s="0.5")
+    (temp := stage.folder / "temp").mkdir()
+    settings = {"TMPDIR": str(temp), "COGFLARE_KEEP_MODEL_S": "30"}
+
+    def start(name: str) -> tuple[Worker, set[Path]]:
+        before = set(temp.glob("cogflare-*"))
+        worker = stage.cog(
+            server, f"me/{name}", MODELS / "noop", cog_cache, name=name, environment=settings
+        ).connected()
+        return worker, set(temp.glob("cogflare-*")) - before
+
+    (dead, left), (abandoned, kept), (_, used) = start("dead"), start("abandoned"), start("living")
+    assert [len(folders) for folders in (left, kept, used)] == [1, 1, 1]
+    processes = family(dead.pid)
+    abandoned.kill9()
+    dead.kill9()
+    os.kill(processes[0], signal.SIGKILL)
+    until(lambda: not any(map(is_living, processes)), "end of the model with its minder")
+    _, latest = start("next")
+    until(lambda: set(temp.glob("cogflare-*")) == kept | used | latest, "end of what the dead have left")
+    heir, _ = start("abandoned")
+    assert "took over the model" in heir.log()
+
+
 def test_real_workers_and_their_models_are_killed(stage: Stage, cog_cache: Path) -> None:
     """First the model under its agent, then an agent above its model: each time the other worker takes over."""
     server = stage.server(close_grace_s="0.5")

@@ -19,6 +19,7 @@ from cogflare.agent.runners.cogyaml import read_config
 from cogflare.agent.runners.driver import wait_ready
 from cogflare.agent.runners.environment import ensure, scrubbed
 from cogflare.agent.runners.process import ServerProcess, free_port
+from cogflare.agent.scratch import Scratch
 from cogflare.app import SystemClock
 from cogflare.domain.ids import is_version
 from cogflare.net.client import Client
@@ -307,7 +308,7 @@ async def cog(runpod: RunPodPlace, cog_cache: Path, tmp_path: Path) -> AsyncIter
         ["-m", "cog.server.http", "--host", "127.0.0.1"],
         folder=folder,
         environ=environ | {"PORT": str(port)},
-        scratch=tmp_path,
+        scratch=Scratch.at(tmp_path),
     )
     try:
         await wait_ready(server := CogServer(url := f"http://127.0.0.1:{port}"), lambda text: None, 30)

@@ -121,9 +121,16 @@ class Dockerd:
         """Make an image of that name, with the content of all others, that is started in another way; return its id."""
         return self._load({name: config})[name]
 
-    def _load(self, configs: Mapping[str, Mapping[str, Any]], layer: Path | None = None) -> dict[str, str]:
+    def load_over(self, name: str, config: Mapping[str, Any], above: Path) -> None:
+        """Make an image of that name, which has a layer above the content of all others."""
+        self._load({name: config}, above=above)
+
+    def _load(
+        self, configs: Mapping[str, Mapping[str, Any]], layer: Path | None = None, above: Path | None = None
+    ) -> dict[str, str]:
         """Load images into the daemon; the layer, which all have, goes with the first."""
-        documents = {name: image_document(config, self._layer) for name, config in configs.items()}
+        layers = [self._layer] if above is None else [self._layer, _digest(above)]
+        documents = {name: image_document(config, *layers) for name, config in configs.items()}
         with tempfile.TemporaryFile(dir=self._home) as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
                 manifest = []
@@ -133,11 +140,13 @@ class Dockerd:
                         {
                             "Config": told,
                             "RepoTags": [name if ":" in name else f"{name}:latest"],
-                            "Layers": ["layer.tar"],
+                            "Layers": ["layer.tar", "above.tar"][: len(layers)],
                         }
                     )
                 if layer is not None:
                     archive.add(layer, "layer.tar")
+                if above is not None:
+                    archive.add(above, "above.tar")
                 _add(archive, "manifest.json", json.dumps(manifest).encode())
             file.seek(0)
             answer = self.http.post("/images/load", content=iter(lambda: file.read(_CHUNK), b""), params={"quiet": "1"})
@@ -244,16 +253,16 @@ def cog_config(model: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def image_document(config: Mapping[str, Any], layer: str) -> bytes:
-    """Return the document of an image with one layer."""
+def image_document(config: Mapping[str, Any], *layers: str) -> bytes:
+    """Return the document of an image with these layers."""
     return json.dumps(
         {
             "architecture": _MACHINES.get(platform.machine(), platform.machine()),
             "os": "linux",
             "created": "2024-01-01T00:00:00Z",
             "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [layer]},
-            "history": [{"created": "2024-01-01T00:00:00Z", "created_by": "tests"}],
+            "rootfs": {"type": "layers", "diff_ids": list(layers)},
+            "history": [{"created": "2024-01-01T00:00:00Z", "created_by": "tests"}] * len(layers),
         }
     ).encode()
 

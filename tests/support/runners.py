@@ -15,13 +15,20 @@ from cogflare.agent.shelf import Shelf
 from cogflare.agent.sources import FunctionSource, HandlerSource, Source
 
 MODELS = Path(__file__).parents[1] / "models"
-KINDS = ("folder", "http", "function", "handler", "image")
+OLD_COGS = {"cog06": "0.6.1", "cog08": "0.8.6", "cog09": "0.9.26", "cog014": "0.14.12", "cog016": "0.16.12"}
+KINDS = ("folder", "http", "function", "handler", "image", *OLD_COGS)
 
 
 def all_but(**reasons: str) -> pytest.MarkDecorator:
     """Run a test over the kinds of runners without these, each of which cannot have what it is about: say why."""
     assert set(reasons) <= set(KINDS)
     return pytest.mark.parametrize("rig", [kind for kind in KINDS if kind not in reasons], indirect=True)
+
+
+def old_cogs(reason: str, *, since: str = "") -> dict[str, str]:
+    """The kinds of Cog before coglet, of these the ones before `since`: none can have what a test is about."""
+    kinds = list(OLD_COGS)
+    return dict.fromkeys(kinds[: kinds.index(since)] if since else kinds, reason)
 
 
 def function(model: str) -> FunctionSource:

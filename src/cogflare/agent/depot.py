@@ -8,13 +8,14 @@ Nothing is synced: it has to survive this process, not the machine, which takes 
 """
 
 import shutil
-import tempfile
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from cogflare.agent.scratch import Scratch
 
 _NOTES: Final = "files.jsonl"
 
@@ -25,11 +26,13 @@ class Depot:
     def __init__(self, root: Path | None = None) -> None:
         self.is_kept = root is not None
         self._root = root
+        self._scratch: Scratch | None = None
 
     def folder(self, run: str) -> Path:
         """Return the folder of a run, made if it is not there; `run` is the name of an attempt."""
         if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="cogflare-outputs-"))
+            self._scratch = Scratch.make("outputs")
+            self._root = self._scratch.path
         folder = self._root / run
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
@@ -52,9 +55,9 @@ class Depot:
 
     def close(self) -> None:
         """Remove what nobody goes on with."""
-        if not self.is_kept and self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
-            self._root = None
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = self._root = None
 
 
 class Target(msgspec.Struct):

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Raw
 
 from cogflare.agent.address import ServerAddress
+from cogflare.agent.scratch import Scratch
 from cogflare.agent.shelf import Shelf
 from cogflare.domain.filefields import Place, file_places, file_schema
 from cogflare.net.guard import Forbidden, GuardedNetwork
@@ -85,6 +86,7 @@ class InputFiles:
         self._allow_private = allow_private
         self._limits = limits or Limits()
         self._folder = folder
+        self._scratch: Scratch | None = None
         self._schema: dict[str, Any] | None = None
         tls = verify or httpx2.create_ssl_context()
         self._anywhere = httpcore2.AsyncConnectionPool(ssl_context=tls)
@@ -140,10 +142,19 @@ class InputFiles:
             shutil.rmtree(fetched.folder, ignore_errors=True)
 
     async def aclose(self) -> None:
-        """Close the connections and the shelf."""
+        """Close the connections and the shelf; files that are nobody's to go on with are removed."""
         await self._anywhere.aclose()
         await self._public.aclose()
         await self._shelf.aclose()
+        if self._scratch is not None:
+            self._scratch.remove()
+
+    def _new_folder(self) -> Path:
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._folder))
+        self._scratch = self._scratch or Scratch.make("input")
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._scratch.path))
 
     async def _one(self, place: Place, fetched: Fetched) -> None:
         url = place.url
@@ -153,9 +164,7 @@ class InputFiles:
         if scheme not in ("http", "https"):
             raise InputError(f"{place.path}: only http(s) and data: URLs can be files")
         if fetched.folder is None:
-            if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fetched.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._folder))
+            fetched.folder = self._new_folder()
         file = fetched.folder / str(len(fetched.urls))
         try:
             async with asyncio.timeout(self._limits.total_s):

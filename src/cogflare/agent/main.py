@@ -30,6 +30,7 @@ from cogflare.agent.machine import Site, devices_of, inventoried
 from cogflare.agent.runners import base
 from cogflare.agent.runners.handover import KEEP_S, Takeover
 from cogflare.agent.runners.open import Bench, open_runner
+from cogflare.agent.scratch import start_sweep
 from cogflare.agent.shelf import Shelf
 from cogflare.agent.sources import Source, UrlSource
 from cogflare.agent.transfer import Transfer
@@ -164,6 +165,7 @@ async def _prepare(
     runner: base.Runner, name: str, model: str, transfer: Transfer, console: Console, signals: "_Signals"
 ) -> tuple[base.Offer, str | None] | int:
     """Set the model up, and let the server know how that goes; return the offer and the GPU, or the exit code."""
+    start_sweep()
     notice = asyncio.create_task(transfer.setting_up(name, model))
     naming = asyncio.create_task(gpu_name())
     try:

@@ -21,6 +21,9 @@ _AGAIN_S, _PAUSE_S = 600.0, 0.5
 _TIMEOUT_S = 60.0
 _LONGEST_NAME = 200  # bytes
 
+# What a worker has started, this included, has the worker's folder for it here, which goes with it whatever happens.
+_SCRATCH = os.environ.get("CHILD_OF_COGFLARE", "").rpartition("\n")[2]
+
 # A proxy of the environment has no business on this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -103,7 +106,8 @@ class Files:
         if self._is_left:  # a canceled run does not wait for its thread
             raise InputFailed("the run is over")
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="cogflare-run-"))
+            place = _SCRATCH if os.path.isdir(_SCRATCH) else None
+            self._folder = Path(tempfile.mkdtemp(prefix="cogflare-run-", dir=place))
         name = name.replace("/", "_").replace("\0", "_")
         while len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
             name = name[1:]  # what a file is tells its end

@@ -16,8 +16,10 @@ import msgspec
 
 from cogflare.agent.depot import Depot
 from cogflare.agent.runners.base import LogSink, Offer, RestartRefused, UploadSink
+from cogflare.agent.runners.cogrelease import CogRelease
 from cogflare.agent.runners.cogserver import CogServer, Health
-from cogflare.agent.runners.driver import CogDriver, Driven, wait_ready
+from cogflare.agent.runners.driver import CogDriver, Driven, can_resume, told_shape, wait_ready
+from cogflare.agent.runners.following import Manner
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
 from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
@@ -58,8 +60,7 @@ class CogHttpRunner(Driven):
         server = CogServer(self._url)
         try:
             health = await wait_ready(server, log, self._reach_s)
-            schema = await server.schema()
-            shape = OutputShape(schema)
+            shape = await told_shape(server)
             is_taken_over = await self._take_over(server, shape, health, log)
             if not is_taken_over:
                 if self._takeover:
@@ -70,14 +71,15 @@ class CogHttpRunner(Driven):
             raise
         if self._takeover:
             self._takeover.leave(Handover(self._content(), *self._receiver.address, boot=health.boot), log)
-        if shape.has_files and not health.is_coglet:
-            log("This Cog server is older than 0.17: its files get out only if it was started with --upload-url\n")
-        self._driver = CogDriver(server, self._receiver, self._sink, shape, health, self._slots, self._broken)
+        manner = _manner(health, shape)
+        if shape.has_files and manner == "goes on" and not health.can_poll:
+            log("this Cog server is an old one: its files get out only if it was started with --upload-url\n")
+        self._driver = CogDriver(server, self._receiver, self._sink, shape, health, self._slots, self._broken, manner)
         return Offer(
             owner=self._owner,
             name=self._name,
-            version=version_of(self._digest or f"{self._owner}/{self._name}", schema),
-            schema=schema,
+            version=version_of(self._digest or f"{self._owner}/{self._name}", shape.document),
+            schema=shape.document,
             cog_version=health.cog_version,
             slots=self._slots,
             is_taken_over=is_taken_over,
@@ -89,7 +91,8 @@ class CogHttpRunner(Driven):
         left = takeover.left(log) if takeover else None
         if takeover is None or left is None or not takeover.held or left.boot != health.boot:
             return False
-        if left.content == self._content() and (self._slots == 1 or (health.is_coglet and shape.schema)):
+        is_known = can_resume(health, shape, self._slots) and (self._slots == 1 or shape.schema)
+        if left.content == self._content() and is_known:
             receiver = Receiver(
                 self._sink,
                 *self._hook,
@@ -125,6 +128,18 @@ class CogHttpRunner(Driven):
             if self._takeover:
                 self._takeover.withdraw()
         await self._receiver.close()
+
+
+def _manner(health: Health, shape: OutputShape) -> Manner:
+    """How runs are had of a server that nobody has told where files go.
+
+    Before coglet, only a request that waits for the end of its run is answered with the files. Of the servers that
+    tell their version, those that are older answer nothing else meanwhile.
+    """
+    if not health.goes_on:
+        return "bare"
+    is_able = bool(health.cog_version) and CogRelease.of(health.cog_version).answers_while_waiting
+    return "waits" if shape.has_files and is_able and not health.can_poll else "goes on"
 
 
 def version_of(content: str, schema: dict[str, Any] | None) -> str:

@@ -3,17 +3,22 @@
 A running prediction of coglet (Cog 0.17 and later, on a model with a schema) can be asked for by a PUT of its id with
 an input that no schema allows: while it runs the input is not looked at, after its end the answer is 422 and nothing
 starts. So ``poll`` and ``stream`` never run a model twice. The host of functions answers alike. Servers before coglet
-validate first and cannot be asked.
+validate first and cannot be asked. Those before 0.7 know no ids of runs, and answer once a run is over.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import httpx2
 import msgspec
+
+CRASHED = "Prediction failed for an unknown reason"
+"""How servers before coglet word the death of the model's process."""
 
 _NO_INPUT = {"input": "this input is never run"}
 _ATTACH_TIMEOUT = httpx2.Timeout(10.0, read=None)
@@ -26,7 +31,8 @@ class NotUnderWay(Exception):
 class Health(msgspec.Struct, frozen=True):
     """One answer of ``GET /health-check``. ``boot`` changes when the server starts anew.
 
-    ``can_poll`` says whether a run of a model with a schema can be asked for without running it again.
+    ``can_poll`` says whether a run of a model with a schema can be asked for without running it again, ``goes_on``
+    whether a run does not need the request that started it.
     """
 
     status: str
@@ -35,14 +41,19 @@ class Health(msgspec.Struct, frozen=True):
     cog_version: str = ""
     is_coglet: bool = False
     can_poll: bool = False
+    goes_on: bool = True
     complaint: str | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to the start of a run: ``starting`` runs it, ``busy`` and ``unready`` may be tried again."""
+    """The answer to the start of a run: ``starting`` runs it, ``busy`` and ``unready`` may be tried again.
+
+    ``end`` is the last snapshot of a run that is over with the answer.
+    """
 
     kind: Literal["started", "busy", "unready", "invalid", "refused"]
     detail: str = ""
+    end: dict[str, Any] | None = None
 
 
 class CogServer:
@@ -51,16 +62,23 @@ class CogServer:
     def __init__(self, url: str) -> None:
         # trust_env off: a proxy from the environment has no business between an agent and its model.
         self._http = httpx2.AsyncClient(base_url=url.rstrip("/"), timeout=10.0, trust_env=False)
+        self._is_model_apart = False
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     async def health(self) -> Health:
-        """Ask how the server is."""
+        """Ask how the server is; raises `ValueError` where it is another one than Cog's."""
         response = await self._http.get("/health-check")
-        response.raise_for_status()
-        body = response.json()
+        if response.status_code == 404 and await self._is_early():
+            return Health(status="READY", goes_on=False)
+        if response.is_error:
+            raise ValueError(f"what answers there does not do so as a Cog server (HTTP {response.status_code})")
+        try:
+            body = msgspec.json.decode(response.content, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise ValueError("what answers there is no Cog server") from error
         setup, version = body.get("setup") or {}, body.get("version") or {}
         return Health(
             status=body.get("status", "READY"),
@@ -72,29 +90,64 @@ class CogServer:
             complaint=body.get("user_healthcheck_error"),
         )
 
+    async def _is_early(self) -> bool:
+        """Whether it is a Cog server of the time before health checks; such a one answers once it is set up."""
+        document = await self.schema()
+        if document is None or document.get("info", {}).get("title") != "Cog":
+            return False
+        self._is_model_apart = "PredictionRequest" in document["components"].get("schemas", {})
+        return True
+
+    async def named(self, health: Health) -> Health:
+        """The same with the version of Cog, which servers before coglet tell elsewhere, if at all."""
+        if health.cog_version:
+            return health
+        with suppress(httpx2.HTTPError, msgspec.DecodeError):
+            index = msgspec.json.decode((await self._http.get("/")).content, type=dict[str, Any])
+            return msgspec.structs.replace(health, cog_version=str(index.get("cog_version") or ""))
+        return health
+
     async def schema(self) -> dict[str, Any] | None:
         """The model's OpenAPI document, or None where the server has none."""
         response = await self._http.get("/openapi.json")
         if response.status_code != 200:
             return None
-        document = response.json()
-        return document if isinstance(document, dict) and "components" in document else None
+        with suppress(msgspec.DecodeError):
+            document = msgspec.json.decode(response.content, type=dict[str, Any])
+            parts = document.get("components"), document.get("info", {})
+            return document if all(isinstance(part, dict) for part in parts) else None
+        return None
 
     async def start(self, run_id: str, body: bytes) -> Answer:
         """Start a run that goes on whatever becomes of this connection."""
         headers = {"content-type": "application/json", "prefer": "respond-async"}
-        response = await self._http.put(f"/predictions/{run_id}", content=body, headers=headers)
-        match response.status_code:
-            case 200 | 201 | 202:
-                return Answer("started")
-            case 409:
-                return Answer("busy")
-            case 503:
-                return Answer("unready")
-            case 422:
-                return Answer("invalid", _explain(response.content))
-            case status:
-                return Answer("refused", f"the Cog server answered {status}: {response.text[:500]}")
+        return _answer(await self._http.put(f"/predictions/{run_id}", content=body, headers=headers))
+
+    async def run(self, run_id: str, body: bytes) -> Answer:
+        """Have a run started and wait for its end; it has no id where ``run_id`` is empty."""
+        method, path = ("PUT", f"/predictions/{run_id}") if run_id else ("POST", "/predictions")
+        headers = {"content-type": "application/json"}
+        began = time.monotonic()
+        response = await self._http.request(method, path, content=body, headers=headers, timeout=_ATTACH_TIMEOUT)
+        answer = _answer(response)
+        if answer.kind == "started":
+            end = msgspec.json.decode(response.content, type=dict[str, Any])
+            took = {"predict_time": round(time.monotonic() - began, 6)} if end["status"] == "succeeded" else {}
+            return Answer("started", end=end | {"metrics": end.get("metrics") or took})
+        if response.status_code == 500:
+            error = answer.detail if run_id else self._untold(response)
+            return Answer("started", end={"status": "failed", "error": error})
+        return answer
+
+    def _untold(self, response: httpx2.Response) -> str:
+        """What went wrong where the server does not say it.
+
+        Of a model in a process of its own it passes on what that raised, and falls silent when it has died. Before,
+        there is no other word for what the model raised.
+        """
+        if self._is_model_apart and not response.headers.get("content-type", "").startswith("application/json"):
+            return CRASHED
+        return "the model raised an exception, or returned what it had not announced: see the log of its server"
 
     async def poll(self, run_id: str) -> dict[str, Any] | None:
         """The snapshot of that run while it is under way, else None; only for a coglet with a schema."""
@@ -137,6 +190,20 @@ def _hurry(response: httpx2.Response) -> Callable[[], None]:
     if connection is None:
         return lambda: None
     return lambda: connection.setsockopt(socket.IPPROTO_TCP, quick, 1)
+
+
+def _answer(response: httpx2.Response) -> Answer:
+    match response.status_code:
+        case 200 | 201 | 202:
+            return Answer("started")
+        case 409:
+            return Answer("busy")
+        case 503:
+            return Answer("unready")
+        case 422:
+            return Answer("invalid", _explain(response.content))
+        case status:
+            return Answer("refused", f"the Cog server answered {status}: {response.text[:500]}")
 
 
 def _explain(content: bytes) -> str:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import shutil
 import sys
-import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -29,8 +28,9 @@ from cogflare.agent.runners.dockerimage import CORD_LABEL, Network, Plan
 from cogflare.agent.runners.driver import last_lines
 from cogflare.agent.runners.handover import LeftContainer
 from cogflare.agent.runners.process import plain
+from cogflare.agent.scratch import Scratch
 
-_SCRATCH: Final = "cogflare-container-"
+_FOLDER: Final = "cogflare-container-"
 _PAUSE_S: Final = 1.0
 _TAIL_LINES: Final = 20
 _GONE: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)  # a conflict: somebody else is removing it
@@ -50,11 +50,11 @@ class Container:
     @classmethod
     async def start(cls, host: DockerHost, plan: Plan, network: Network, upload_url: str, keep_s: float) -> Container:
         """Make a container and start it; raises `SetupFailed`."""
-        cord = Cord(Path(tempfile.mkdtemp(prefix=_SCRATCH)))
+        cord = Cord(Scratch.make("container"))
         container = None
         try:
             body = plan.body(network, upload_url)
-            body["Labels"][CORD_LABEL] = str(cord.scratch)
+            body["Labels"][CORD_LABEL] = str(cord.scratch.path)
             async with said("the model's container cannot be made"):
                 container = await _create(host, body, plan.name())
             await cord.post_warden(host, container.id, keep_s)
@@ -81,7 +81,8 @@ class Container:
             return None
         if not told["State"]["Running"] or told["State"]["StartedAt"] != left.started:
             return None
-        cord = Cord(Path(told["Config"]["Labels"].get(CORD_LABEL, "")))
+        if (cord := _left_cord(told["Config"]["Labels"])) is None:
+            return None
         if not cord.pick_up():
             await cord.post_warden(host, container.id, keep_s)
         return cls(container, left, cord, is_new=False)
@@ -141,7 +142,7 @@ class Container:
 class Cord:
     """What the warden of a container holds on to: a FIFO in ``scratch``."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Scratch) -> None:
         self.scratch = scratch
         self._writer = -1
 
@@ -149,8 +150,7 @@ class Cord:
         """Start a warden for the container; where the daemon has no Unix socket there is none."""
         if (path := host.socket()) is None:
             return
-        self.scratch.mkdir(mode=0o700, exist_ok=True)
-        cord = self.scratch / "cord"
+        cord = self.scratch.path / "cord"
         cord.unlink(missing_ok=True)
         os.mkfifo(cord, 0o600)
         reader = os.open(cord, os.O_RDONLY | os.O_NONBLOCK)
@@ -160,6 +160,7 @@ class Cord:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", warden.__file__, str(keep_s), path, container, cord,
                 cwd="/", env={}, start_new_session=True, stdin=reader, stdout=nowhere, stderr=nowhere,
+                pass_fds=self.scratch.shared(),
             )  # fmt: skip
             await process.wait()
         finally:
@@ -168,7 +169,7 @@ class Cord:
     def pick_up(self) -> bool:
         """Hold the cord instead of an agent that is gone; whether there is a warden at its other end."""
         try:
-            self._writer = os.open(self.scratch / "cord", os.O_WRONLY | os.O_NONBLOCK)
+            self._writer = os.open(self.scratch.path / "cord", os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
             return False
         return True
@@ -179,25 +180,35 @@ class Cord:
             with suppress(OSError):
                 os.write(self._writer, b".")
         self.drop()
-        if self.scratch.name.startswith(_SCRATCH):
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.remove()
 
     def drop(self) -> None:
         """Leave the container to the warden."""
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
+        self.scratch.let_go()
 
 
 async def sweep(host: DockerHost, worker: str) -> int:
     """Remove every container that agents of this worker have made; return how many there were."""
     found = await host.of_worker(worker)
     for container in found:
-        if await remove(container) and (scratch := container["Labels"].get(CORD_LABEL)):
-            cord = Cord(Path(scratch))
+        if await remove(container) and (cord := _left_cord(container["Labels"])) is not None:
             cord.pick_up()
             cord.let_go()
     return len(found)
+
+
+def _left_cord(labels: Mapping[str, str]) -> Cord | None:
+    """The cord of a container that an earlier agent has made; None where its folder cannot be had."""
+    path = Path(labels.get(CORD_LABEL, ""))
+    if not path.name.startswith(_FOLDER):
+        return None
+    try:
+        return Cord(Scratch.at(path))
+    except OSError:
+        return None
 
 
 async def remove(container: DockerContainer, grace_s: float = 0.0) -> bool:

@@ -10,16 +10,16 @@ from typing import Any, Final
 
 import msgspec
 
+from cogflare.agent.runners.cogrelease import CogRelease
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.sources import ImageSource
 
 WORKER_LABEL: Final = "cogflare.worker"
 CORD_LABEL: Final = "cogflare.cord"
 _MODEL_LABEL: Final = "cogflare.model"
-_COG_LABELS: Final = ("run.cog.", "org.cogmodel.", "org.cogreplicate.")
+_COG_LABELS: Final = ("run.cog.", "org.cogmodel.", "org.cogmodel.cog_", "org.cogreplicate.")
 _SERVER: Final = "cog.server.http"
-_PORT: Final = "5000"
-_COGLET: Final = (0, 17)  # from this version on, Cog's server is coglet
+PORT: Final = 5000
 _SHM_WITH_GPU: Final = 6 << 30
 _LOG: Final = {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}}
 _ID_LEN: Final = 64
@@ -74,10 +74,13 @@ class Image(msgspec.Struct, rename="pascal"):
         """The environment variables that the image sets."""
         return dict(entry.split("=", 1) for entry in self.config.env or () if "=" in entry)
 
-    def is_coglet(self) -> bool:
-        """Whether the server is coglet, as is every Cog server that does not say otherwise."""
-        parts = self._label("version").split(".")[:2]
-        return not all(part.isdigit() for part in parts) or tuple(map(int, parts)) >= _COGLET
+    def release(self) -> CogRelease:
+        """The release of Cog that built it, so that its server is of that."""
+        return CogRelease.of(self.cog_version())
+
+    def cog_version(self) -> str:
+        """The version of Cog that built it, where it says so."""
+        return self._label("version")
 
     def runs_cog(self) -> bool:
         """Whether the image is started as Cog's own server, which takes its options at the end."""
@@ -124,7 +127,8 @@ class Plan:
 
     def server_port(self, network: Network) -> str:
         """The port on which the server listens, as the container sees it."""
-        return str(network.port or self.image.environ().get("PORT") or _PORT)
+        told = self.image.environ().get("PORT") if self.image.release().takes_port else None
+        return str(network.port or told or PORT)
 
     def body(self, network: Network, upload_url: str) -> dict[str, Any]:
         """What the daemon is asked for; the image's own command stays."""
@@ -157,20 +161,21 @@ class Plan:
         """What Cog's server is told besides what the image tells it."""
         if not self.image.runs_cog():
             return []
-        is_coglet = self.image.is_coglet()
+        release = self.image.release()
         # On the network of this machine nobody else has business with the model's server.
-        host = ["--host", network.listen] if network.port and is_coglet else []
+        host = ["--host", network.listen] if network.port and release.takes_host else []
         # Files of a list come as data URLs: uploaded ones coglet lists as their uploads end, in disorder.
-        uploads = not self.shape.items_are_files if self.shape else not is_coglet
+        uploads = self.shape is not None and not self.shape.items_are_files if release.is_coglet else release.goes_on
         return [*host, *(["--upload-url", upload_url] if uploads else [])]
 
     def environ(self, port: str) -> dict[str, str]:
         """The variables that are set besides the image's; those of the person come last."""
-        has_large_snapshots = self.shape is None or self.shape.items_are_files
+        release = self.image.release()
+        has_large_snapshots = release.is_coglet and (self.shape is None or self.shape.items_are_files)
         return {
             "PORT": port,
             "PYTHONUNBUFFERED": "1",
-            "COG_LOG_LEVEL": "warn",
+            "COG_LOG_LEVEL": release.quiet,
             # Each snapshot of a file iterator has all its files so far in it.
             "COG_THROTTLE_RESPONSE_INTERVAL": "0.5" if has_large_snapshots else "0.05",
             "COG_STREAM_HISTORY_CAPACITY": "65536",

@@ -12,14 +12,16 @@ import httpx2
 
 from cogflare.agent.runners.base import Event, Job, LogSink, RunLost, SetupFailed, UploadSink
 from cogflare.agent.runners.cogserver import CogServer, Health
-from cogflare.agent.runners.following import Following
+from cogflare.agent.runners.following import Following, Manner
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.receiver import Receiver
+from cogflare.agent.unreached import why_unreached
 
 _WATCH_S, _IDLE_WATCH_S = 1.0, 5.0
 _PATIENCE = 3
 _CANCELED_S = 2.0  # a canceled run that is not there any more is over; its last word may be on the way
 _TAIL_LINES = 20
+_GIVEN_UP = "ERROR:    Application startup failed"  # a server before 0.7 says so, and stays
 _LAST_WORDS_S = 0.03  # from the answer "ready" until the last line of the setup is written, at most
 
 
@@ -47,7 +49,10 @@ class Breakage:
 
 
 class CogDriver:
-    """A ready server and the runs on it. ``health`` is the answer in which it was ready."""
+    """A ready server and the runs on it.
+
+    ``health`` is the answer in which it was ready. It says in which ``manner`` runs are had, where nobody else does.
+    """
 
     def __init__(
         self,
@@ -58,10 +63,12 @@ class CogDriver:
         health: Health,
         slots: int,
         broken: Breakage,
+        manner: Manner | None = None,
     ) -> None:
         self._server, self._receiver, self._sink, self._shape = server, receiver, sink, shape
         self._boot, self._slots, self._broken = health.boot, slots, broken
         self._can_poll = health.can_poll and bool(shape.schema)
+        self._manner: Manner = manner or ("goes on" if health.goes_on else "bare")
         self._runs: dict[str, Following] = {}
         self._gone_since: dict[str, float] = {}
         self._complaints = 0
@@ -70,7 +77,7 @@ class CogDriver:
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Run the job on the server and yield its events; raises `RunLost`."""
-        following = Following(job, self._server, self._receiver, self._sink, self._shape, self._broke)
+        following = Following(job, self._server, self._receiver, self._sink, self._shape, self._broke, self._manner)
         self._runs[job.id] = following
         self._begun.set()
         if self._broken.reason:
@@ -93,10 +100,12 @@ class CogDriver:
         """Return why the server could not take a run, None if it is ready or busy with runs."""
         if self._broken.reason:
             return self._broken.reason
+        if self._runs and self._manner == "bare":
+            return None
         try:
             health = await self._server.health()
         except (httpx2.HTTPError, ValueError) as error:
-            return f"the Cog server does not answer: {error!r}"
+            return f"the Cog server does not answer: {why_unreached(error)}"
         if health.status in ("READY", "BUSY"):
             return None
         return f"the Cog server is {health.status}" + (f": {health.complaint}" if health.complaint else "")
@@ -128,12 +137,14 @@ class CogDriver:
                     await asyncio.wait_for(self._begun.wait(), _IDLE_WATCH_S)
             if self._runs:
                 await asyncio.sleep(_WATCH_S)
+            if self._runs and self._manner == "bare":
+                continue  # it may have no thread left to answer
             try:
                 self._judge(health := await self._server.health())
                 for following in list(self._runs.values()):
                     await self._look_for(following, health)
             except (httpx2.HTTPError, ValueError) as error:
-                self._complain(f"the Cog server does not answer: {error!r}")
+                self._complain(f"the Cog server does not answer: {why_unreached(error)}")
 
     def _judge(self, health: Health) -> None:
         if health.boot != self._boot:
@@ -157,7 +168,7 @@ class CogDriver:
 
         The news matter: of two log lines in quick succession Cog holds the second back until there is a third.
         """
-        if not following.is_started:
+        if not following.is_started or self._manner != "goes on":
             return
         is_there = health.status == "BUSY" or self._slots > 1
         if self._can_poll and not (is_there and self._shape.items_are_files):  # such snapshots may hold the files
@@ -216,15 +227,18 @@ async def wait_ready(server: CogServer, log: LogSink, reach_s: float, news: Call
         except (httpx2.HTTPError, ValueError) as error:
             health = None
             if time.monotonic() > deadline:
-                raise SetupFailed(f"the Cog server does not answer: {error!r}\n{last_lines(said)}".rstrip()) from error
+                why = f"the Cog server does not answer: {why_unreached(error)}"
+                raise SetupFailed(f"{why}\n{last_lines(said)}".rstrip()) from error
         if health and health.status != "STARTING" and news:
             await asyncio.sleep(_LAST_WORDS_S)
         text = news() if news else health.setup_logs[len(said) :] if health else ""
         if text:
             log(text)
             said += text
+        if health is None and _GIVEN_UP in text:
+            raise SetupFailed(_setup_failure("SETUP_FAILED", last_lines(said.partition(_GIVEN_UP)[0])))
         if health and health.status in ("READY", "BUSY"):
-            return health
+            return await server.named(health)
         if health and health.status != "STARTING":
             if not said.startswith(health.setup_logs):  # which may have been cut; else the traceback is in it alone
                 log(health.setup_logs.removeprefix(said))
@@ -268,6 +282,22 @@ async def wait_up(server: CogServer, log: LogSink, reach_s: float, program: Prog
         for task in (ready, ended):
             task.cancel()
         await asyncio.gather(ready, ended, return_exceptions=True)
+
+
+async def told_shape(server: CogServer) -> OutputShape:
+    """Ask what the outputs look like; raises `SetupFailed`."""
+    try:
+        return OutputShape(await server.schema())
+    except httpx2.HTTPError as error:
+        raise SetupFailed(f"the model's server does not tell its schema: {why_unreached(error)}") from error
+
+
+def can_resume(health: Health, shape: OutputShape, slots: int) -> bool:
+    """Whether it can be found out what has become of the runs that such a server has from an earlier agent.
+
+    A server before coglet does not say which of several runs it has, nor that a file found nobody who took it.
+    """
+    return health.can_poll or (health.goes_on and slots == 1 and not shape.has_files)
 
 
 def last_lines(text: str) -> str:

@@ -28,11 +28,12 @@ from cogflare.agent.runners.base import (
     UploadSink,
     run_name,
 )
-from cogflare.agent.runners.cogserver import CogServer, NotUnderWay
+from cogflare.agent.runners.cogserver import CRASHED, Answer, CogServer, NotUnderWay
 from cogflare.agent.runners.inbox import Inbox
 from cogflare.agent.runners.outputs import OutputFiles, OutputShape
 from cogflare.agent.runners.progress import Progress
 from cogflare.agent.runners.receiver import Receiver
+from cogflare.agent.unreached import why_unreached
 
 _ENDED = ("succeeded", "failed", "canceled")
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.25
@@ -45,9 +46,14 @@ _MAX_SIGNALS = 100
 _GONE_S, _LAST_TRY_S = 15.0, 110.0
 
 # How Cog words the death of the model's process, which it reports as a failed prediction.
-_CRASHES = ("Worker crashed", "Prediction failed for an unknown reason")
+_CRASHES = ("Worker crashed", CRASHED)
 # And that an output file did not reach the receiver, which is no fault of the model's either.
-_NOT_UPLOADED = "Failed to upload output"
+_NOT_UPLOADED = ("Failed to upload output", "Got error trying to upload output")
+
+# How a run is had: it goes on without the request that started it; the request waits for its end, and a webhook tells
+# of it meanwhile; or there is nothing but the request.
+Manner = Literal["goes on", "waits", "bare"]
+_ACCEPTED_S = 0.1  # a request that waits and is not answered after so long was accepted
 
 # What arrives: its kind, for the stream the name of the event, and the data.
 Signal = tuple[Literal["snapshot", "latest", "stream", "attached", "lost"], str, dict[str, Any]]
@@ -64,6 +70,7 @@ class Following:
         sink: UploadSink,
         shape: OutputShape,
         on_crash: Callable[[str], None],
+        manner: Manner = "goes on",
     ) -> None:
         self.job, self.run_id = job, run_name(job.id, job.attempt)
         self.is_started, self.is_canceled = job.resumed is not None, False
@@ -79,6 +86,9 @@ class Following:
         self._latest: dict[str, Any] | None = None
         self._lost: str | None = None
         self._refusal: str | None = None
+        self._manner: Manner = manner
+        self._inbox = inbox
+        self._waiting: asyncio.Task[None] | None = None
         receiver.open(self.run_id, inbox)
 
     def deliver(self, body: dict[str, Any]) -> None:
@@ -86,6 +96,8 @@ class Following:
         if body.get("status") in _ENDED:
             self._signals.put_nowait(("snapshot", "", body))
             return
+        if self._manner == "waits":
+            body = {**body, "output": None}  # files come with the end alone
         if self._latest is None:
             self._signals.put_nowait(("latest", "", {}))
         self._latest = body
@@ -124,9 +136,9 @@ class Following:
                     yield event
             yield await self._finish(end)
         finally:
-            if reader:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+            for task in filter(None, (reader, self._waiting)):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
             await self._receiver.forget(self.run_id)
 
     async def _start(self) -> Finished | None:
@@ -136,9 +148,9 @@ class Following:
             if self._lost:
                 raise RunLost(self._lost)
             try:
-                answer = await self._server.start(self.run_id, body)
-            except httpx2.HTTPError as error:
-                raise RunLost(f"the Cog server could not be reached: {error!r}") from error
+                answer = await self._ask(body)
+            except (httpx2.HTTPError, msgspec.DecodeError) as error:
+                raise RunLost(f"the Cog server could not be reached: {why_unreached(error)}") from error
             match answer.kind:
                 case "started":
                     self.is_started = True
@@ -152,9 +164,40 @@ class Following:
             delay = min(delay * 2, _LAST_RETRY_S)
         return Finished(status="canceled")
 
+    async def _ask(self, body: bytes) -> Answer:
+        """Ask the server to run it; a request that waits for the end is left waiting."""
+        if self._manner == "goes on":
+            return await self._server.start(self.run_id, body)
+        asking = asyncio.create_task(self._server.run("" if self._manner == "bare" else self.run_id, body))
+        self._waiting = asyncio.create_task(self._wait_for(asking, accepted := asyncio.Event()))
+        await asyncio.wait({asking}, timeout=_ACCEPTED_S)
+        # A server that dies of it had accepted it.
+        if asking.done() and not isinstance(asking.exception(), httpx2.ReadError | httpx2.RemoteProtocolError):
+            return await asking
+        accepted.set()
+        return Answer("started")
+
+    async def _wait_for(self, asking: asyncio.Task[Answer], accepted: asyncio.Event) -> None:
+        try:
+            answer = await asking
+        except (httpx2.HTTPError, msgspec.DecodeError) as error:
+            self.lose(f"the Cog server dropped the run: {why_unreached(error)}")
+        else:
+            if answer.end is not None:
+                self.deliver(answer.end)
+            elif accepted.is_set():
+                self.lose(f"the Cog server did not run it: {answer.detail or answer.kind}")
+        finally:
+            asking.cancel()
+
     def _request(self) -> bytes:
-        events = ["completed"]
-        if not self._streams:
+        if self._manner == "bare":
+            return msgspec.json.encode({"input": self.job.input})
+        # While it waits for the end, the server leaves files where they are until then.
+        events = ["completed"] if self._manner == "goes on" else []
+        if self._manner == "waits":
+            events += ["logs"]
+        elif not self._streams:
             # A model that returns one value sends it as a list while it runs: only iterators have partial output.
             events += ["logs", "output"] if self._shape.is_iterator else ["logs"]
         hook = self._receiver.hook_url(self.run_id)
@@ -183,6 +226,8 @@ class Following:
             return Finished(status="failed", error=self._refusal)
         if body["status"] == "lost":
             return self._end_lost(self._lost or "")
+        if self._inbox.refused is not None and not self.is_canceled:
+            raise RunLost(f"an output file could not be taken: {self._inbox.refused}")
         error = body.get("error")
         if body["status"] == "failed" and str(error).startswith(_CRASHES):
             reason = _death(str(error))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from cogflare.agent.depot import Depot
-from cogflare.agent.runners.base import LogSink, SetupFailed, UploadSink
+from cogflare.agent.runners.base import LogSink, Offer, SetupFailed, UploadSink
 from cogflare.agent.runners.cogyaml import source_files
 from cogflare.agent.runners.environment import scrubbed
 from cogflare.agent.runners.handover import Takeover
@@ -23,6 +23,7 @@ from cogflare.agent.sources import FunctionSource, HandlerSource
 
 _BOOT = Path(__file__).parents[1] / "hosting" / "boot.py"
 _OLDEST = (3, 10)
+_LACKS = "ModuleNotFoundError: "
 # The interpreter's version, and where a module or package is, without importing it.
 _LOOK = """\
 import sys
@@ -54,6 +55,17 @@ class FunctionRunner(LaunchedRunner):
         self._source, self._slots = source, slots or 1
         self._python = (source.python or Path(sys.executable)).absolute()
 
+    async def setup(self, log: LogSink) -> Offer:
+        """Set the model up; raises `SetupFailed`, which says where a package that it lacks was looked for."""
+        try:
+            return await super().setup(log)
+        except SetupFailed as error:
+            first, *rest = str(error).splitlines() or [""]
+            if not first.startswith(_LACKS):
+                raise
+            advice = f"{self._python} was asked for it; --python names the interpreter that has the model's packages"
+            raise SetupFailed("\n".join([f"{first}: {advice}", *rest])) from error
+
     async def _ready(self, log: LogSink) -> _HostLaunch:
         source = self._source
         if isinstance(source, HandlerSource):
@@ -79,7 +91,7 @@ async def _look(python: Path, folder: Path, module: str) -> Path | None:
 class _HostLaunch:
     """The launch of a host. The model is made of the file or package ``found``, whatever else it imports."""
 
-    shape = None
+    shape, reach_s = None, 60.0
 
     def __init__(
         self,

@@ -20,10 +20,11 @@ _FILE = "server.json"
 
 # What every session, terminal and service unit has of its own; no model asks for it.
 _OF_SESSION = (
-    "_", "ALACRITTY_", "COLUMNS", "DBUS_", "DISPLAY", "GNOME_", "INVOCATION_ID", "ITERM_", "JOURNAL_STREAM", "KITTY_",
-    "KONSOLE_", "LINES", "LISTEN_", "LS_COLORS", "MAINPID", "MANAGERPID", "MEMORY_PRESSURE_", "NOTIFY_SOCKET", "OLDPWD",
-    "PWD", "PYTEST_", "SESSION_MANAGER", "SHLVL", "SSH_", "STY", "SYSTEMD_", "TERM", "TMUX", "VTE_VERSION", "WATCHDOG_",
-    "WAYLAND_", "WEZTERM_", "WINDOWID", "WSL_", "WT_", "XAUTHORITY", "XDG_",
+    "_", "ALACRITTY_", "CHILD_OF_COGFLARE", "COLUMNS", "DBUS_", "DISPLAY", "GNOME_", "INVOCATION_ID", "ITERM_",
+    "JOURNAL_STREAM", "KITTY_", "KONSOLE_", "LINES", "LISTEN_", "LS_COLORS", "MAINPID", "MANAGERPID",
+    "MEMORY_PRESSURE_", "NOTIFY_SOCKET", "OLDPWD", "PWD", "PYTEST_", "SESSION_MANAGER", "SHLVL", "SSH_", "STY",
+    "SYSTEMD_", "TERM", "TMUX", "VTE_VERSION", "WATCHDOG_", "WAYLAND_", "WEZTERM_", "WINDOWID", "WSL_", "WT_",
+    "XAUTHORITY", "XDG_",
 )  # fmt: skip
 
 

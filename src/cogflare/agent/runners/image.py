@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
-
-import httpx2
 
 from cogflare.agent.depot import Depot
 from cogflare.agent.gpu import is_gpu_here
 from cogflare.agent.runners import dockercontainer, process
 from cogflare.agent.runners.base import LogSink, Offer, SetupFailed, UploadSink
+from cogflare.agent.runners.cogrelease import reach_s
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.dockercontainer import Container
 from cogflare.agent.runners.dockerhost import DockerHost
-from cogflare.agent.runners.dockerimage import Network, Plan, gpu_requests, knows_gpus
-from cogflare.agent.runners.driver import CogDriver, Driven, wait_up
+from cogflare.agent.runners.dockerimage import PORT, Network, Plan, gpu_requests, knows_gpus
+from cogflare.agent.runners.driver import CogDriver, Driven, can_resume, told_shape, wait_up
 from cogflare.agent.runners.handover import Handover, Takeover, fingerprint
 from cogflare.agent.runners.open import Bench
 from cogflare.agent.runners.outputs import OutputShape
@@ -74,7 +74,7 @@ class ImageRunner(Driven):
             is_taken_over = health is not None
             if health is None:
                 if left and left.server:
-                    await process.sweep(left.server.minder)
+                    await process.sweep(left.server.minder, Path(left.server.scratch))
                 if removed := await dockercontainer.sweep(host, self._worker):
                     log(f"removed what an earlier worker left: {removed} container{'' if removed == 1 else 's'}\n")
                 if self._takeover:
@@ -90,7 +90,7 @@ class ImageRunner(Driven):
             name=self._name,
             version=model.plan.image.version(self._source.image),
             schema=model.shape.document,
-            cog_version=health.cog_version,
+            cog_version=health.cog_version or model.plan.image.cog_version(),
             slots=model.plan.places,
             is_taken_over=is_taken_over,
         )
@@ -105,7 +105,7 @@ class ImageRunner(Driven):
         network = await host.network(self._source.network)
         if self._shelf:
             self._shelf.reach(network.listen, network.advertised)
-        if network.port and image.runs_cog() and not image.is_coglet():
+        if network.port and image.runs_cog() and not image.release().takes_host:
             log("this image is of an old Cog: others on this network can reach its server; --network bridge hides it\n")
         schema = image.schema()
         shape = OutputShape(schema) if schema is not None else None
@@ -144,6 +144,8 @@ class ImageRunner(Driven):
             health = await self._attach(container, model, _REACH_AGAIN_S)
             if health.status == "BUSY" and not takeover.held:
                 raise SetupFailed("it runs something unknown")
+            if takeover.held and not can_resume(health, model.shape, model.plan.places):
+                raise SetupFailed("it does not say what has become of its runs")
         except (SetupFailed, OSError) as error:
             model.log(f"the model that an earlier worker left is not taken over: {error}\n")
             await self._stop("the model was not taken over", grace_s=0)
@@ -156,7 +158,8 @@ class ImageRunner(Driven):
         """Start a container and wait until its model is ready; raises `SetupFailed`."""
         network, keep_s = model.network, self._takeover.keep_s if self._takeover else 0.0
         if network.port is not None:
-            network = dataclasses.replace(network, port=free_port())
+            port = free_port() if model.plan.image.release().takes_port else PORT
+            network = dataclasses.replace(network, port=port)
         try:
             container = await Container.start(host, model.plan, network, self._receiver.upload_url, keep_s)
         except OSError as error:  # no disk space, no processes left: both pass
@@ -165,7 +168,7 @@ class ImageRunner(Driven):
         if self._takeover:
             left = Handover(model.content(), *self._receiver.address, container=container.left)
             self._takeover.leave(left, model.log)
-        return await self._attach(container, model, _REACH_S)
+        return await self._attach(container, model, reach_s(model.plan.image.release(), _REACH_S))
 
     async def _attach(self, container: Container, model: _Model, reach_s: float) -> Health:
         """Wait until the container's server is ready, then drive it; raises `SetupFailed`."""
@@ -234,10 +237,7 @@ class _Model:
     async def describe(self, server: CogServer) -> None:
         """Take the schema from the server, where the image does not have it; raises `SetupFailed`."""
         if self.plan.shape is None:
-            try:
-                self.shape = OutputShape(await server.schema())
-            except (httpx2.HTTPError, ValueError) as error:
-                raise SetupFailed(f"the model's server does not tell its schema: {error!r}") from error
+            self.shape = await told_shape(server)
 
     def content(self) -> str:
         """What is the same for two containers when one can go on in place of the other."""

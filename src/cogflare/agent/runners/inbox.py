@@ -14,7 +14,10 @@ class FileLost(Exception):
 
 
 class Inbox:
-    """The inbox of ``run_id``. What begins with ``receipts`` is a receipt of this agent or of an earlier one."""
+    """The inbox of ``run_id``. What begins with ``receipts`` is a receipt of this agent or of an earlier one.
+
+    ``refused`` says why a file was not taken, which some servers do not pass on.
+    """
 
     def __init__(self, prediction_id: str, run_id: str, deliver: Deliver, receipts: str = "") -> None:
         self.prediction_id = prediction_id
@@ -22,6 +25,7 @@ class Inbox:
         self.deliver = deliver
         self._receipts = receipts
         self._files: dict[str, asyncio.Task[str]] = {}
+        self.refused: str | None = None
 
     def keep(self, receipt: str, storing: asyncio.Task[str]) -> None:
         """Remember the file that was answered with ``receipt``, and the task that hands it to the sink."""

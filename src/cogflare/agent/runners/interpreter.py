@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cogflare.agent.runners.base import SetupFailed
+from cogflare.agent.runners.cogrelease import CogRelease
 from cogflare.agent.runners.environment import scrubbed
+
+# The package's own version does not tell: in its first years, images had it as 0.0.1.
+_LOOK = """
+from importlib.util import find_spec
+print(find_spec("coglet") is not None)
+print(open(find_spec("cog.server.http").origin).read())
+"""
 
 
 def with_interpreter(environ: Mapping[str, str], python: Path) -> dict[str, str]:
@@ -44,9 +52,11 @@ def called_python(python: Path, cache_dir: Path) -> Path:
     return called
 
 
-async def server_options(python: Path, folder: Path) -> str:
-    """Return what that interpreter's Cog server says of its options; raises `SetupFailed` where it has no Cog."""
-    return await answer(python, ["-m", "cog.server.http", "--help"], folder, "has no Cog server")
+async def cog_of(python: Path, folder: Path) -> CogRelease:
+    """Return what that interpreter's Cog server can do; raises `SetupFailed` where it has no Cog."""
+    said = await answer(python, ["-c", _LOOK], folder, "has no Cog server")
+    coglet, _, server = said.partition("\n")
+    return CogRelease() if coglet == "True" else CogRelease.of_server(server)
 
 
 async def answer(python: Path, arguments: list[str], folder: Path, problem: str) -> str:

@@ -8,26 +8,23 @@ otherwise.
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
-
-import httpx2
 
 from cogflare.agent.depot import Depot
 from cogflare.agent.runners.base import LogSink, Offer, SetupFailed, UploadSink
 from cogflare.agent.runners.coghttp import version_of
 from cogflare.agent.runners.cogserver import CogServer, Health
 from cogflare.agent.runners.cogyaml import digest_of
-from cogflare.agent.runners.driver import CogDriver, Driven, wait_up
+from cogflare.agent.runners.driver import CogDriver, Driven, can_resume, told_shape, wait_up
 from cogflare.agent.runners.handover import Handover, Server, Takeover, fingerprint
 from cogflare.agent.runners.outputs import OutputShape
 from cogflare.agent.runners.process import ServerProcess, free_port, sweep
 from cogflare.agent.runners.receiver import Receiver
+from cogflare.agent.scratch import Scratch
 
-_REACH_S, _REACH_AGAIN_S = 60.0, 10.0
+_REACH_AGAIN_S = 10.0
 _STOP_GRACE_S = 3.0
 
 
@@ -36,6 +33,7 @@ class Launch(Protocol):
 
     ``folder`` is the server's working directory, ``root`` where the names of files begin. ``entry`` says what in the
     files is the model, where they do not. ``shape`` is None where the server alone knows the schema.
+    Within ``reach_s`` seconds the server answers at all.
     """
 
     @property
@@ -55,6 +53,9 @@ class Launch(Protocol):
 
     @property
     def shape(self) -> OutputShape | None: ...
+
+    @property
+    def reach_s(self) -> float: ...
 
     def files(self) -> list[str]:
         """The names, from ``root``, of the files that the model is made of; may take a while."""
@@ -148,6 +149,8 @@ class LaunchedRunner(Driven):
             health = await self._attach(process, left.server.port, model, _REACH_AGAIN_S)
             if health.status == "BUSY" and not takeover.held:
                 raise SetupFailed("it runs something unknown")
+            if takeover.held and not can_resume(health, model.shape, model.launch.slots):
+                raise SetupFailed("it does not say what has become of its runs")
         except (SetupFailed, OSError) as error:
             model.log(f"the model that an earlier worker left is not taken over: {error}\n")
             await self._stop("the model was not taken over", grace_s=0)
@@ -162,20 +165,19 @@ class LaunchedRunner(Driven):
         """End what is left of the server of an earlier agent."""
         left, self._left = self._left, None
         if left is not None and left.server is not None:
-            await sweep(left.server.minder)
-            _discard(Path(left.server.scratch))
+            await sweep(left.server.minder, Path(left.server.scratch))
 
     async def _start(self, model: _Model) -> Health:
         """Start the server and wait until it is ready; raises `SetupFailed`."""
         try:
-            port, scratch = free_port(), Path(tempfile.mkdtemp(prefix="cogflare-model-"))
+            port, scratch = free_port(), Scratch.make("model")
             process = await self._spawn(model.launch, port, scratch)
         except OSError as error:  # no disk space, no processes left: both pass
             raise SetupFailed(f"the model's server cannot be started: {error}") from error
         self._hand_over(process, port, model)
-        return await self._attach(process, port, model, _REACH_S)
+        return await self._attach(process, port, model, model.launch.reach_s)
 
-    async def _spawn(self, launch: Launch, port: int, scratch: Path) -> ServerProcess:
+    async def _spawn(self, launch: Launch, port: int, scratch: Scratch) -> ServerProcess:
         try:
             self._process = await ServerProcess.start(
                 launch.python,
@@ -186,7 +188,7 @@ class LaunchedRunner(Driven):
                 keep_s=self._takeover.keep_s if self._takeover else 0,
             )
         except BaseException:
-            _discard(scratch)
+            scratch.remove()
             raise
         return self._process
 
@@ -194,7 +196,7 @@ class LaunchedRunner(Driven):
         """Write down how the next agent can take the server over, or has to end it."""
         if self._takeover is None or process.mark is None:
             return
-        server = Server(process.mark, port, str(process.scratch))
+        server = Server(process.mark, port, str(process.scratch.path))
         left = Handover(model.content(), *self._receiver.address, server=server, files=model.files)
         self._takeover.leave(left, model.log)
 
@@ -228,7 +230,7 @@ class LaunchedRunner(Driven):
         self._broken.clear()
 
     async def close(self) -> None:
-        """End the server's whole process group; may be called twice."""
+        """End the server with all that it has started; may be called twice."""
         await self._stop("the agent is closing", grace_s=_STOP_GRACE_S)
         await self._receiver.close()
         await self._sweep_left()
@@ -243,7 +245,7 @@ class LaunchedRunner(Driven):
             self._driver = None
         if self._process:
             await self._process.stop(grace_s)
-            _discard(self._process.scratch)
+            await asyncio.to_thread(self._process.scratch.remove)
             self._process = None
             if self._takeover:
                 self._takeover.withdraw()
@@ -266,10 +268,7 @@ class _Model:
     async def describe(self, server: CogServer) -> None:
         """Take the schema from the server, where it alone knows; raises `SetupFailed`."""
         if self.launch.shape is None:
-            try:
-                self.shape = OutputShape(await server.schema())
-            except (httpx2.HTTPError, ValueError) as error:
-                raise SetupFailed(f"the model's server does not tell its schema: {error!r}") from error
+            self.shape = await told_shape(server)
 
     def content(self) -> str:
         """What is the same for two servers when one can go on in place of the other."""
@@ -281,7 +280,3 @@ class _Model:
     def can_resume(self) -> bool:
         """Whether it can be found out what has become of a run: Cog tells of runs where there is a schema."""
         return self.launch.shape is None or bool(self.shape.schema) or self.launch.slots == 1
-
-
-def _discard(scratch: Path) -> None:
-    shutil.rmtree(scratch, ignore_errors=True)

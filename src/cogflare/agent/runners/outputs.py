@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cogflare.agent.runners.base import UploadSink
+from cogflare.agent.runners.base import OutputRefused, UploadSink
 from cogflare.agent.runners.inbox import Inbox
 
 Schema = dict[str, Any]
@@ -101,9 +101,11 @@ class OutputFiles:
             return {key: await self._place(item, known.get(key, other), key) for key, item in value.items()}
         if self._inbox.holds(value):
             return await self._inbox.stored(value)
-        if isinstance(value, str) and value.startswith("data:") and _is_file(schema):
-            return await self._store(value, name)
-        return value
+        if not isinstance(value, str) or not _is_file(schema):
+            return value
+        if value.startswith("/"):
+            raise OutputRefused("the model's file stays with its Cog server, which was started without --upload-url")
+        return await self._store(value, name) if value.startswith("data:") else value
 
     def _variant(self, schema: Schema, value: Any) -> Schema:
         """Of a union the variant that can hold the value."""

@@ -1,16 +1,19 @@
 """The processes of a model's server that an agent started: started, watched, taken over, ended as a whole.
 
-A minder (`minder.py`) stands between agent and server and leads their process group. It ends the group when no agent
+A minder (`minder.py`) stands between agent and server. It ends the server with all that this has started when no agent
 holds its cord any more, so a server outlives its agent by a bounded time, in which the next agent may take it over.
+What has lost both minder and guard is known by a variable in its environment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +21,13 @@ from pathlib import Path
 import msgspec
 
 from cogflare.agent.runners import minder
+from cogflare.agent.scratch import Scratch
 
-_GONE_S, _LOOK_S = 2.0, 0.5
+_GONE_S, _LOOK_S = 2.5, 0.5  # longer than a minder tries
+_GUARD_S, _LOOK_AGAIN_S = 0.5, 0.02
 _TAIL_BYTES = 8192
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+# The scratch folders of the servers that a process belongs to, a line each: a model may have a worker inside.
 _MARKER = "CHILD_OF_COGFLARE"
 
 
@@ -46,10 +52,10 @@ class ServerProcess:
     """A program under a minder, in a session of its own. Its output and the minder's cord are files in `scratch`."""
 
     def __init__(
-        self, pid: int, mark: Mark | None, scratch: Path, cord: int, process: asyncio.subprocess.Process | None
+        self, pid: int, mark: Mark | None, scratch: Scratch, cord: int, process: asyncio.subprocess.Process | None
     ) -> None:
         self.pid, self.mark, self.scratch = pid, mark, scratch
-        self._output = scratch / "server.log"
+        self._output = scratch.path / "server.log"
         self._cord = cord
         self._process = process
         self._read = 0
@@ -63,22 +69,23 @@ class ServerProcess:
         *,
         folder: Path,
         environ: Mapping[str, str],
-        scratch: Path,
+        scratch: Scratch,
         keep_s: float = 0.0,
     ) -> ServerProcess:
         """Start ``python arguments`` in the folder; it outlives this agent by ``keep_s`` seconds at most."""
-        cord = scratch / "cord"
+        cord = scratch.path / "cord"
+        marker = "\n".join(filter(None, [environ.get(_MARKER), str(scratch.path)]))
         cord.unlink(missing_ok=True)
         os.mkfifo(cord, 0o600)
         reader = os.open(cord, os.O_RDONLY | os.O_NONBLOCK)
         try:
             writer = os.open(cord, os.O_WRONLY | os.O_NONBLOCK)
             try:
-                with (scratch / "server.log").open("wb") as sink:
+                with (scratch.path / "server.log").open("wb") as sink:
                     process = await asyncio.create_subprocess_exec(
                         sys.executable, "-I", "-S", minder.__file__, str(keep_s), python, *arguments,
-                        cwd=folder, env={**environ, _MARKER: "1"}, start_new_session=True,
-                        stdin=reader, stdout=sink, stderr=asyncio.subprocess.STDOUT,
+                        cwd=folder, env={**environ, _MARKER: marker}, start_new_session=True,
+                        stdin=reader, stdout=sink, stderr=asyncio.subprocess.STDOUT, pass_fds=scratch.shared(),
                     )  # fmt: skip
             except BaseException:
                 os.close(writer)
@@ -95,10 +102,14 @@ class ServerProcess:
         except OSError:
             return None
         # Only now is the minder sure to stay, unless it has just gone.
-        if Mark.of(mark.pid) != mark or not _is_living(mark.pid):
+        kept = None
+        if _is_there(mark):
+            with suppress(OSError):
+                kept = Scratch.at(scratch)
+        if kept is None:
             os.close(cord)
             return None
-        process = cls(mark.pid, mark, scratch, cord, None)
+        process = cls(mark.pid, mark, kept, cord, None)
         with suppress(OSError):
             process._read = process._output.stat().st_size
         return process
@@ -127,18 +138,19 @@ class ServerProcess:
         return plain(lines + newline)
 
     async def stop(self, grace_s: float) -> None:
-        """End the whole group: ask, and after ``grace_s`` seconds kill. Returns once none of it is left."""
+        """End all of it: ask, and after ``grace_s`` seconds kill. Returns once none of it is left."""
         ended = asyncio.ensure_future(self._ended())
         await asyncio.wait({ended}, timeout=0)
-        if ended.done() and self.mark is not None:
-            await sweep(self.mark)  # its number may be another's by now
-        else:
-            if grace_s > 0 and not ended.done():
-                _signal(self.pid, signal.SIGTERM)
-                await asyncio.wait({ended}, timeout=grace_s)
-            _signal(self.pid, signal.SIGKILL)
-            await ended
-            await _gone(self.pid)
+        if grace_s > 0 and not ended.done():
+            _signal_group(self.pid, signal.SIGTERM)
+            await asyncio.wait({ended}, timeout=grace_s)
+        for number, patience_s in ((minder.END, _GONE_S), (signal.SIGKILL, None)):
+            if not ended.done():  # else its number may be another's by now
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+                await asyncio.wait({ended}, timeout=patience_s)
+        await _clear(self.scratch.path, self.pid)
+        self.scratch.let_go()
         if self._cord >= 0:
             os.close(self._cord)
             self._cord = -1
@@ -150,30 +162,43 @@ class ServerProcess:
         return await asyncio.shield(self._end)
 
 
-async def sweep(mark: Mark) -> None:
-    """Kill the process group that this process leads or has led, if any of it is left; nothing else is touched."""
-    leader = Mark.of(mark.pid)
-    if leader == mark:
-        _signal(mark.pid, signal.SIGKILL)
-        await _gone(mark.pid)
-    elif leader is None and _is_of_this_boot(mark):
-        _kill_orphans(mark.pid)
-        await _gone(mark.pid)
+async def sweep(mark: Mark, scratch: Path) -> None:
+    """End what is left of a server that an earlier agent started, with its folder; nothing else is touched."""
+    for number in (minder.END, signal.SIGKILL):
+        if _is_there(mark):
+            with suppress(OSError):
+                os.kill(mark.pid, number)
+                async with asyncio.timeout(_GONE_S):
+                    await _end_of(mark.pid)
+    await _clear(scratch, mark.pid)
+    await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
 
-def _kill_orphans(group: int) -> None:
-    """Kill the members of a group without its leader.
-
-    While one lives the kernel gives the group's number to nobody else; still, only what an agent has started goes.
-    """
-    for pid in _members(group):
-        with suppress(OSError):
-            if f"{_MARKER}=".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+async def _clear(scratch: Path, group: int) -> None:
+    """Wait until nothing of a server is left whose minder has ended, and kill what its guard does not."""
+    started = time.monotonic()
+    while (age_s := time.monotonic() - started) < _GONE_S:
+        if not (left := await asyncio.to_thread(_left, str(scratch).encode(), group)):
+            return
+        # The guard knows more of them than can be found, so it goes first.
+        for pid in left if age_s > _GUARD_S else ():
+            with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
-def _is_of_this_boot(mark: Mark) -> bool:
-    return _BOOT.exists() and mark.birth.startswith(_BOOT.read_text().strip())
+def _left(scratch: bytes, group: int) -> list[int]:
+    """The processes of the server with this folder, as far as they have its environment; or else the group."""
+    if not _BOOT.exists():  # the group is all that the system tells of
+        return [-group] if _signal_group(group, 0) else []
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            for variable in environ.read().split(b"\0"):
+                name, _, value = variable.partition(b"=")
+                if name == _MARKER.encode() and scratch in value.split(b"\n"):
+                    found.append(int(pid))
+    return found
 
 
 async def _end_of(pid: int) -> None:
@@ -195,14 +220,7 @@ async def _end_of(pid: int) -> None:
         os.close(handle)
 
 
-async def _gone(group: int) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_GONE_S):
-            while _signal(group, 0) and _has_living(group):  # noqa: ASYNC110 - no one tells when a grandchild ends
-                await asyncio.sleep(0.01)
-
-
-def _signal(group: int, number: int) -> bool:
+def _signal_group(group: int, number: int) -> bool:
     """Signal the group; whether there still is one."""
     try:
         os.killpg(group, number)
@@ -211,21 +229,9 @@ def _signal(group: int, number: int) -> bool:
     return True
 
 
-def _has_living(group: int) -> bool:
-    """Say whether a process of the group still runs; where the system does not tell, it may."""
-    return bool(_members(group)) or not _BOOT.exists()
-
-
-def _members(group: int) -> list[int]:
-    """The processes of the group that still run; a dead one that nobody has reaped yet does not."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            # The fields after the name, which is in brackets: state, parent, group.
-            state, _, of, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
-            if of == str(group) and state != "Z":
-                found.append(int(path.parent.name))
-    return found
+def _is_there(mark: Mark) -> bool:
+    """Whether that very process still runs."""
+    return Mark.of(mark.pid) == mark and _is_living(mark.pid)
 
 
 def _is_living(pid: int) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import urllib.parse
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -69,7 +71,7 @@ class Receiver:
         """Listen; raises `OSError` when the port is taken."""
         listener = socket.create_server((self._host, self._port))
         self._port = listener.getsockname()[1]
-        self._server = LoopbackServer(_config(self._hook, self._file))
+        self._server = LoopbackServer(_config(self._hook, self._file, self._place))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         await self._server.up.wait()
 
@@ -157,17 +159,40 @@ class Receiver:
         return b'"data:' in snapshot or self.receipts.encode() in snapshot
 
     async def _file(self, request: Request) -> Response:
-        inbox = await self._inbox(request, request.headers.get("x-prediction-id"))
+        run_id, filename = request.headers.get("x-prediction-id"), request.path_params["filename"]
+        if run_id is None and self._is_secret(request):
+            return await self._elsewhere(request, filename)
+        return await self._take(request, run_id, secrets.token_hex(16), filename)
+
+    async def _elsewhere(self, request: Request, filename: str) -> Response:
+        """Send an upload on to a place of its own, whose URL is all that the first Cog versions take as its receipt."""
+        with suppress(ClientDisconnect):
+            async for _ in request.stream():
+                pass
+        place = f"{self.receipts}{uuid.uuid4()}?{urllib.parse.urlencode({'name': filename})}"
+        return Response(status_code=307, headers={"location": place})
+
+    async def _place(self, request: Request) -> Response:
+        """Take an upload at the place to which it was sent on."""
+        token, filename = str(request.path_params["token"]), request.query_params.get("name", "output")
+        return await self._take(request, request.headers.get("x-prediction-id"), token, filename)
+
+    async def _take(self, request: Request, run_id: str | None, token: str, filename: str) -> Response:
+        inbox = await self._inbox(request, run_id)
         if inbox is None:
             return Response(status_code=404)
-        file = self._depot.folder(inbox.run_id) / secrets.token_hex(16)
         kind = request.headers.get("content-type", "application/octet-stream")
-        received = _Received(request.path_params["filename"], kind)
+        received = _Received(filename, kind)
+        file: Path | None = None
         try:
+            file = self._depot.folder(inbox.run_id) / token
             await _save(request, file)
             _write(file.with_suffix(".file"), msgspec.json.encode(received))
         except (ClientDisconnect, OSError) as error:
-            file.unlink(missing_ok=True)
+            if file is not None:
+                file.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                inbox.refused = str(error)
             return Response(str(error), status_code=400 if isinstance(error, ClientDisconnect) else 507)
         self._keep(inbox, file, received)
         return Response(headers={"location": f"{self.receipts}{file.name}"})
@@ -208,10 +233,11 @@ def _write(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-def _config(hook: Callable[..., Any], file: Callable[..., Any]) -> uvicorn.Config:
+def _config(hook: Callable[..., Any], file: Callable[..., Any], place: Callable[..., Any]) -> uvicorn.Config:
     routes = [
         Route("/{secret}/hooks/{run}", hook, methods=["POST"]),
         Route("/{secret}/files/{filename:path}", file, methods=["PUT"]),
+        Route("/{secret}/receipts/{token:uuid}", place, methods=["PUT"]),
     ]
     return uvicorn.Config(
         Starlette(routes=routes), lifespan="off", ws="none", log_config=None, access_log=False,
