@@ -81,6 +81,30 @@ async def test_a_large_one_is_not_overtaken_for_ever() -> None:
     assert (large.place.is_waiting, small.place.is_waiting) == (False, True)
 
 
+async def test_the_own_small_ones_do_not_overtake_it_either() -> None:
+    room = Room(4 * BIG, 2 * BIG)
+    one, large, small = Sender(room, "eve"), Sender(room, "eve"), Sender(room, "eve")
+    assert one.place.expect(BIG)
+    assert not large.place.expect(2 * BIG)
+    assert not small.place.expect(BIG)
+    one.whole()
+    assert (large.place.is_waiting, small.place.is_waiting) == (False, True)
+
+
+async def test_what_is_there_before_it_was_let_in_waits_no_more() -> None:
+    room = Room(BIG, BIG, 0)
+    first, second, third = (Sender(room, name) for name in ("ada", "eve", "bob"))
+    assert first.place.expect(BIG)
+    assert not second.place.expect(BIG)
+    assert not third.place.expect(BIG)
+    second.place.come()
+    assert (second.place.is_waiting, second.resumed) == (False, 1)
+    first.whole()
+    assert not third.place.is_waiting, "nothing is kept for what has come"
+    second.place.heard()
+    assert room.held == BIG
+
+
 async def test_who_leaves_gives_everything_back() -> None:
     room = Room(BIG, BIG)
     first, second, third = (Sender(room, name) for name in ("ada", "eve", "bob"))
@@ -103,6 +127,18 @@ async def test_one_that_stalls_gives_way_to_another_token() -> None:
     assert not other.place.expect(BIG)
     await asyncio.wait_for(stalled.is_cut.wait(), 5)
     assert not other.place.is_waiting
+
+
+async def test_many_that_stall_give_way_at_once() -> None:
+    """As many of them as are in the way of one, and no more."""
+    room = Room(20 * BIG, 20 * BIG, 0)
+    stalled = [Sender(room, "eve") for _ in range(20)]
+    assert all(sender.place.expect(BIG) for sender in stalled)
+    other = Sender(room, "ada")
+    assert not other.place.expect(8 * BIG)
+    room._hurry()
+    assert not other.place.is_waiting
+    assert [sender.is_cut.is_set() for sender in stalled] == [True] * 8 + [False] * 12
 
 
 async def test_one_that_comes_on_has_longer_than_one_that_stalls() -> None:

@@ -57,17 +57,25 @@ class Place:
         """Whether there is no room yet for what comes next, so that nothing is to be read."""
         return self.wanted > 0
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether it has, or waits for, room for the message that comes."""
+        return self.coming + self.wanted > 0
+
     def expect(self, size: int) -> bool:
-        """Take room for so many bytes more of the message that comes; False: wait for `resume`."""
+        """Take room for the message that comes; False: wait for `resume`."""
         if size > SMALL:
-            self.wanted += size
+            self.wanted = size
             self._room.admit(self)
         return not self.is_waiting
 
     def come(self) -> None:
-        """Note that all of the message is there."""
+        """Note that all of the message is there; what was read at once may hold one that still waited for room."""
         self._come.append(self.coming)
         self.coming = 0
+        if self.is_waiting:
+            self._room.forget(self)
+            self.resume()
 
     def heard(self) -> None:
         """Give the room of the first message back that is there."""
@@ -75,8 +83,10 @@ class Place:
 
     def leave(self) -> None:
         """Give everything back: the socket is gone."""
-        size, self.coming, self.wanted = self.coming + sum(self._come), 0, 0
+        size, self.coming = self.coming + sum(self._come), 0
         self._come.clear()
+        if self.is_waiting:
+            self._room.forget(self)
         self._room.give(self, size)
 
 
@@ -89,7 +99,7 @@ class Room:
         self._fair_s = fair_s
         self._held: Counter[str] = Counter()
         self._coming: set[Place] = set()
-        self._waiting: list[Place] = []
+        self._waiting: dict[str, deque[Place]] = {}
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -99,11 +109,19 @@ class Room:
 
     def admit(self, place: Place) -> None:
         """Give a place what it wants, now or when there is room."""
-        if place not in self._waiting:
-            self._waiting.append(place)
+        self._waiting.setdefault(place.owner, deque()).append(place)
         self._let_in()
         if self._waiting and self._look is None:
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._hurry)
+
+    def forget(self, place: Place) -> None:
+        """Let a place not wait any more."""
+        place.wanted = 0
+        line = self._waiting[place.owner]
+        line.remove(place)
+        if not line:
+            del self._waiting[place.owner]
+        self._let_in()
 
     def give(self, place: Place, size: int) -> None:
         """Take bytes back."""
@@ -112,47 +130,53 @@ class Room:
             del self._held[place.owner]
         if not place.coming:
             self._coming.discard(place)
-        if not place.wanted and place in self._waiting:
-            self._waiting.remove(place)
-        if self._waiting:
-            self._let_in()
+        self._let_in()
 
     def _let_in(self) -> None:
-        """Serve who waits, those first whose owners hold least; what is too large for now holds up those behind it."""
-        for place in sorted(self._waiting, key=lambda place: self._held[place.owner]):
-            if self._is_greedy(place):
-                continue
-            if self.held + place.wanted > self._size:
-                break
-            self._waiting.remove(place)
+        """Serve who waits; what is too large for now holds up those behind it."""
+        while (place := self._next()) is not None and self.held + place.wanted <= self._size:
+            line = self._waiting[place.owner]
+            line.popleft()
+            if not line:
+                del self._waiting[place.owner]
             self._held[place.owner] += place.wanted
             place.coming, place.wanted = place.coming + place.wanted, 0
             place.since = asyncio.get_running_loop().time()
             self._coming.add(place)
             place.resume()
 
+    def _next(self) -> Place | None:
+        """Return who comes next: of an owner who waits longest, and of those the one whose owner holds least."""
+        first = (line[0] for line in self._waiting.values())
+        able = (place for place in first if not self._is_greedy(place))
+        return min(able, key=lambda place: self._held[place.owner], default=None)
+
     def _is_greedy(self, place: Place) -> bool:
         return self._held[place.owner] + place.wanted > self._share
 
     def _hurry(self) -> None:
-        """Cut off who holds most of those that are late and in the way; look again as long as anybody waits."""
+        """Cut off who is late and in the way, those first whose owners hold most; look again while anybody waits."""
         self._look = None
         now = asyncio.get_running_loop().time()
         late = [place for place in self._coming if self._is_late(place, now)]
         late.sort(key=lambda place: (-self._held[place.owner], place.since))
         for place in late:
-            if any(self._is_in_the_way(place, other) for other in self._waiting):
+            if not self._waiting:
+                break
+            if self._is_in_the_way(place):
                 log.warning("a frame of a worker of 2022 was late, and gave way", here=place.here(), of=place.coming)
                 place.cut()
-                break
-        if self._waiting:
+                place.leave()
+        if self._waiting and self._look is None:
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._hurry)
 
     def _is_late(self, place: Place, now: float) -> bool:
         return place.coming > 0 and now - place.since >= min(self._fair_s + place.here() / _FAIR_RATE, _LONGEST_S)
 
-    def _is_in_the_way(self, place: Place, other: Place) -> bool:
-        """Say whether `other` waits for what `place` holds: its own token's, or that of one that holds no less."""
-        if self._is_greedy(other):
-            return place.owner == other.owner
-        return self._held[place.owner] >= self._held[other.owner]
+    def _is_in_the_way(self, place: Place) -> bool:
+        """Say whether anybody waits for what `place` holds: of its own owner, or of one that holds no more."""
+        line = self._waiting.get(place.owner)
+        if line and self._is_greedy(line[0]):
+            return True
+        other = self._next()
+        return other is not None and self._held[place.owner] >= self._held[other.owner]

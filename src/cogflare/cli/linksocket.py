@@ -6,15 +6,16 @@ socket a frame may be larger, as long as there is room for it, and the kernel fi
 
 import re
 import socket
-from asyncio import TimerHandle
+from asyncio import TimerHandle, Transport
 from collections.abc import Generator
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import DATA_OPCODES, Frame
 from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from cogflare.api.incoming import HEARD, Place, Room
 
@@ -23,6 +24,7 @@ _PINGS = 100  # pings and pongs in a second; nobody who means well comes near
 _PIECES = 1_000  # fragments of one message
 _LEGACY = re.compile(r"(?:/v1){0,2}/models/[^/?]+/[^/?]+/websockets?/(?P<secret>[^/?]*)")
 _LEGACY_BYTES = 64 << 20  # of one message of a worker of 2022
+_FIRST_PIECES = (0x01, 0x02)  # first bytes of a text message and of one of bytes that more frames belong to
 _PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, times; where there are such
 
 
@@ -61,15 +63,7 @@ class LinkSocket(WebSocketsSansIOProtocol):
         self._place = place
         self.scope["extensions"][HEARD] = {"heard": place.heard}
         self.conn.max_message_size = _LEGACY_BYTES
-        read_exact = self.conn.reader.read_exact
-
-        def read(size: int) -> Generator[None, None, bytearray]:
-            # Of a message in pieces nobody knows how much comes: its room was taken when the first was there.
-            if not self.frames and not place.expect(size):
-                self.transport.pause_reading()
-            return read_exact(size)
-
-        self.conn.reader.read_exact = read  # type: ignore[method-assign, assignment]
+        _Meter(self.conn, place, self.transport)
         self.read_paused = True
         self.transport.pause_reading()
 
@@ -90,27 +84,11 @@ class LinkSocket(WebSocketsSansIOProtocol):
                 self.transport.pause_reading()
         return message
 
-    def handle_text(self, event: Frame) -> None:
-        """Take a text message, or its first piece."""
-        super().handle_text(event)
-        self._expect_pieces(event)
-
-    def handle_bytes(self, event: Frame) -> None:
-        """Take a message of bytes, or its first piece."""
-        super().handle_bytes(event)
-        self._expect_pieces(event)
-
-    def _expect_pieces(self, event: Frame) -> None:
-        if self._place is not None and not event.fin and not self._place.expect(_LEGACY_BYTES - self._place.coming):
-            self.transport.pause_reading()
-
     def send_receive_event_to_app(self) -> None:
         """Queue a message that is whole."""
         super().send_receive_event_to_app()
-        if self._place is not None:
-            self._place.come()
-            if self.close_sent:
-                self._place.heard()
+        if self._place is not None and self.close_sent:
+            self._place.heard()
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send what the application says; a refusal completes the handshake too."""
@@ -153,3 +131,48 @@ class LinkSocket(WebSocketsSansIOProtocol):
         if self._pings > _PINGS:
             self.transport.abort()
         return self._pings <= _PINGS
+
+
+class _Meter:
+    """Takes room for messages where their heads are parsed: what is read at once may hold many frames.
+
+    Of a message in pieces nobody knows how much comes, so the most that there is is taken with the head of its first.
+    """
+
+    def __init__(self, conn: ServerProtocol, place: Place, transport: Transport) -> None:
+        self._conn = conn
+        self._place = place
+        self._transport = transport
+        self._is_at_head = True
+        self._is_counted = True
+        self._read_exact, self._recv_frame = conn.reader.read_exact, conn.recv_frame
+        conn.reader.read_exact = self._read  # type: ignore[method-assign, assignment]
+        conn.recv_frame = self._take  # type: ignore[method-assign]
+        if conn.current_size is not None:
+            transport.abort()  # it began before the handshake was over
+
+    def _read(self, size: int) -> Generator[None, None, bytearray]:
+        if not self._is_at_head:
+            # What is here already takes no more room.
+            if not self._is_counted and size > len(self._conn.reader.buffer):
+                self._expect(size)
+            return (yield from self._read_exact(size))
+        head = yield from self._read_exact(size)
+        self._is_at_head = False
+        self._is_counted = self._conn.current_size is not None
+        if not self._is_counted and head[0] in _FIRST_PIECES:
+            self._is_counted = True
+            self._expect(_LEGACY_BYTES)
+        return head
+
+    def _expect(self, size: int) -> None:
+        if not self._place.expect(size):
+            self._transport.pause_reading()
+
+    def _take(self, frame: Frame) -> None:
+        self._is_at_head = True
+        self._recv_frame(frame)
+        if frame.opcode in DATA_OPCODES and frame.fin:
+            self._place.come()
+        elif frame.opcode in DATA_OPCODES and not self._place.is_expecting:
+            self._transport.abort()  # its head came before the handshake was over
