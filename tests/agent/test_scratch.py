@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there"),
 ]
+
+DAY_S = 86_400
 
 HOLDER = """
 import sys, time
@@ -142,14 +145,32 @@ async def test_input_files_of_a_function_lie_in_the_folder_of_its_server(temp: P
     assert list(temp.iterdir()) == []
 
 
+def age(folder: Path, seconds: float) -> None:
+    """Make a folder look as if nothing had been made in it for so long."""
+    os.utime(folder, (time.time() - seconds,) * 2)
+
+
 def test_a_folder_without_a_lock_stays_while_a_minder_waits_at_its_cord(temp: Path) -> None:
     """Earlier versions lock nothing."""
     (folder := temp / "cogflare-model-abcdefgh").mkdir()
     os.mkfifo(folder / "cord")
     reader = os.open(folder / "cord", os.O_RDONLY | os.O_NONBLOCK)
+    age(folder, 8 * DAY_S)
     sweep()
     assert folder.exists()
     os.close(reader)
+    sweep()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["cogflare-outputs-abcdefgh", "cogflare-input-00000000-abcdefgh"])
+def test_whose_lock_might_not_be_seen_stays_until_it_is_old(temp: Path, name: str) -> None:
+    """Earlier versions have none, and those of other machines that share the temp folder may not be told here."""
+    (folder := temp / name).mkdir()
+    age(folder, 6 * DAY_S)
+    sweep()
+    assert folder.exists()
+    age(folder, 8 * DAY_S)
     sweep()
     assert not folder.exists()
 

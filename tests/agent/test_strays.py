@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cogflare.agent.runners import minder
 from cogflare.agent.runners.base import Job, RunLost
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.function import FunctionRunner
@@ -130,6 +131,27 @@ async def test_a_server_that_cannot_be_started_says_why(model: Model) -> None:
     assert "No such file or directory" in said
 
 
+@pytest.mark.parametrize("inherited", ["ignored", "blocked"])
+async def test_an_end_is_told_whatever_signals_the_agent_was_started_with(model: Model, inherited: str) -> None:
+    """A supervisor hands on to all below it which signals it has ignored or blocked."""
+    numbers = {signal.SIGCHLD, minder.END}
+    old = {number: signal.getsignal(number) for number in numbers}
+    if inherited == "blocked":
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    else:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        process = await model.start("while not os.path.exists('go'): time.sleep(0.01)\nos._exit(7)")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    (model.folder / "go").touch()
+    async with asyncio.timeout(20):
+        assert "ended with status 7" in await process.ended()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 async def test_a_crash_of_the_server_ends_them_and_is_told_as_it_was(model: Model, number: int) -> None:
     process = await model.start()
@@ -184,6 +206,35 @@ async def test_without_minder_and_guard_the_agent_knows_them_by_their_environmen
     assert all(lives(pid) for pid in model.strays)
     await end(process, process.mark)
     assert not any(lives(pid) for pid in model.strays)
+
+
+async def test_of_an_earlier_version_the_group_is_known_by_its_mark_alone(tmp_path: Path) -> None:
+    """One whose leader has gone."""
+    sleeper = "import time; time.sleep(600)"
+    program = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {sleeper!r}])\n"
+        "open('child', 'w').write(f'{child.pid} ')\nsys.stdin.read()"
+    )
+    leader = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=tmp_path, env={**os.environ, "CHILD_OF_COGFLARE": "1"},
+        start_new_session=True, stdin=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    (scratch := tmp_path / "scratch").mkdir()
+    child = await said(tmp_path / "child")
+    mark = Mark.of(leader.pid)
+    assert mark is not None
+    try:
+        await sweep(Mark(mark.pid, "another birth"), scratch)
+        assert lives(child), "the number is another's now"
+        leader.kill()
+        await leader.wait()
+        assert lives(child)
+        await sweep(mark, scratch)
+        assert not lives(child)
+    finally:
+        if lives(child):
+            os.kill(child, signal.SIGKILL)
 
 
 async def test_nothing_of_another_server_is_touched(model: Model, tmp_path: Path) -> None:

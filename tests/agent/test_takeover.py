@@ -412,9 +412,11 @@ async def test_a_process_is_known_by_its_birth() -> None:
 
 
 async def test_whoever_has_the_number_of_a_dead_server_is_left_alone(tmp_path: Path) -> None:
+    program = "import os, time\nwhile not os.path.exists('over'): time.sleep(0.01)"
     server = await ServerProcess.start(
-        Path(sys.executable), ["-c", ""], folder=tmp_path, environ=os.environ, scratch=Scratch.at(tmp_path)
+        Path(sys.executable), ["-c", program], folder=tmp_path, environ=os.environ, scratch=Scratch.at(tmp_path)
     )
+    (tmp_path / "over").touch()
     await server.ended()
     other = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
     assert server.mark is not None

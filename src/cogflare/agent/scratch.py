@@ -4,12 +4,18 @@ Whoever needs a folder holds a lock on it (`flock`, on the folder itself): the a
 given the lock with its start and outlives the agent. The kernel lets go of it when the last of them has ended, in
 whatever way, and tells across containers that share the temp folder. Services that clean temp folders know such locks
 and leave the folder alone.
+
+    cogflare-<kind>-<kernel>-…    made under this kernel, as the name says: what nobody has locked is nobody's
+    cogflare-<kind>-…             of another machine that shares the temp folder, or an earlier version, or before a
+                                  restart of the machine: a lock may be missing, so it stays until it is old
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
 import shutil
 import stat
 import sys
@@ -27,6 +33,8 @@ _PREFIX: Final = "cogflare-"
 _KINDS: Final = ("model", "container", "input", "outputs")
 _CORD: Final = "cord"
 _TRIES, _PAUSE_S = 100, 0.01
+_OLD_S: Final = 7 * 86_400.0
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Scratch:
@@ -40,7 +48,7 @@ class Scratch:
         """Make a folder in the temp folder; raises `OSError`."""
         assert kind in _KINDS
         while True:
-            path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{kind}-"))
+            path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{kind}-{_kernel()}-"))
             # Until it is locked, a sweep may take it for one of the dead.
             with suppress(FileNotFoundError, BlockingIOError):
                 return cls(path, _lock(path))
@@ -69,6 +77,15 @@ class Scratch:
         """Remove the folder; may be called twice."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.let_go()
+
+
+def _kernel() -> str:
+    """A word for the kernel that keeps the locks of this process: another one may not know of them."""
+    try:
+        told = _BOOT.read_text()
+    except OSError:
+        told = platform.node()
+    return hashlib.sha256(told.encode(errors="replace")).hexdigest()[:8]
 
 
 def _lock(path: Path) -> int | None:
@@ -100,26 +117,29 @@ def sweep() -> None:
     """Remove the folders of this user whose owners have died."""
     if sys.platform == "win32":
         return
-    with suppress(OSError, RecursionError):
+    every = tuple(f"{_PREFIX}{kind}-" for kind in _KINDS)
+    own = tuple(f"{prefix}{_kernel()}-" for prefix in every)
+    with suppress(OSError):
         root = Path(tempfile.gettempdir())
         for name in os.listdir(root):
-            if name.startswith(tuple(f"{_PREFIX}{kind}-" for kind in _KINDS)):
-                _sweep_one(root / name)
+            if name.startswith(every):
+                _sweep_one(root / name, 0.0 if name.startswith(own) else _OLD_S)
 
 
-def _sweep_one(path: Path) -> None:
+def _sweep_one(path: Path, age_s: float) -> None:
+    """Remove a folder that nobody keeps, and in which nothing was made or removed for so long."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # no folder, or not ours to look into
         return
     try:
         about = os.fstat(lock)
-        if about.st_uid != os.getuid():
+        if about.st_uid != os.getuid() or time.time() - about.st_mtime < age_s:
             return
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _has_reader(path / _CORD):
             shutil.rmtree(path, ignore_errors=True)
-    except OSError:  # somebody keeps it, or nobody can tell
+    except (OSError, RecursionError):  # somebody keeps it, or nobody can tell; or it is too deep
         return
     finally:
         os.close(lock)

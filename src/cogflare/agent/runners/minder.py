@@ -15,7 +15,6 @@ It runs as a script without the rest of Cogflare: `python -I -S minder.py KEEP_S
 of the cord as standard input.
 """
 
-import ctypes
 import os
 import select
 import signal
@@ -23,6 +22,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+
+try:
+    import ctypes
+except ImportError:  # this Python was built without libffi
+    ctypes = None  # type: ignore[assignment]
 
 END = getattr(signal, "SIGUSR1", signal.SIGTERM)  # there is no minder where there is no SIGUSR1
 
@@ -37,12 +41,20 @@ def main(keep_s: float, command: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     signal.signal(END, lambda *_: _end(-signal.SIGKILL))
+    # Whoever started the agent may have blocked or ignored these, and that is handed on.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [END, signal.SIGCHLD])
     _take_orphans()
     guard, told = _post_guard(command)
     status = _wait(keep_s, told)
     if status is None:
         _end(-signal.SIGKILL)
-    _end(int(status) if status else os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1]))
+    if not status:
+        status = b"%d" % os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+        if int(status) < 0:  # it was killed before it could see to the group
+            _kill_below()
+            os.killpg(0, signal.SIGKILL)
+    _end(int(status))
 
 
 def _wait(keep_s: float, told: int) -> bytes | None:
@@ -98,8 +110,9 @@ def _guard(command: list[str], tell: int, life: int) -> None:
 
 def _take_orphans() -> None:
     """Become the parent of every process below this one that loses its own."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if sys.platform == "linux" and ctypes is not None:
+        with suppress(OSError, AttributeError):  # a Python without a loader
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _end(status: int) -> None:

@@ -28,7 +28,7 @@ _GUARD_S, _LOOK_AGAIN_S = 0.5, 0.02
 _TAIL_BYTES = 8192
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # The scratch folders of the servers that a process belongs to, a line each: a model may have a worker inside.
-_MARKER = "CHILD_OF_COGFLARE"
+_MARKER, _MARK_ALONE = "CHILD_OF_COGFLARE", b"1"
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -178,7 +178,7 @@ async def _clear(scratch: Path, group: int) -> None:
     """Wait until nothing of a server is left whose minder has ended, and kill what its guard does not."""
     started = time.monotonic()
     while (age_s := time.monotonic() - started) < _GONE_S:
-        if not (left := await asyncio.to_thread(_left, str(scratch).encode(), group)):
+        if not (left := await asyncio.to_thread(_left, os.fsencode(scratch), group)):
             return
         # The guard knows more of them than can be found, so it goes first.
         for pid in left if age_s > _GUARD_S else ():
@@ -191,13 +191,16 @@ def _left(scratch: bytes, group: int) -> list[int]:
     """The processes of the server with this folder, as far as they have its environment; or else the group."""
     if not _BOOT.exists():  # the group is all that the system tells of
         return [-group] if _signal_group(group, 0) else []
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    found, is_led = [], _is_living(group)
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
             for variable in environ.read().split(b"\0"):
                 name, _, value = variable.partition(b"=")
-                if name == _MARKER.encode() and scratch in value.split(b"\n"):
-                    found.append(int(pid))
+                if name != _MARKER.encode():
+                    continue
+                # Earlier versions left a mark alone; the number of a group without its leader is nobody else's.
+                if scratch in value.split(b"\n") or (value == _MARK_ALONE and not is_led and os.getpgid(pid) == group):
+                    found.append(pid)
     return found
 
 
