@@ -86,6 +86,11 @@ def test_a_cog_before_coglet_uploads_whatever_it_makes(schema: dict[str, Any] | 
     assert command(image(run__cog__version="0.16.12"), HOST, schema) == [*COG, "--host", "127.0.0.1", *UPLOADS]
 
 
+@pytest.mark.parametrize(("version", "slots"), [("0.9.8", 1), ("0.9.9", 4), ("0.16.0-beta1", 4), ("dev", 4)])
+def test_a_cog_that_does_not_say_whose_a_file_is_gets_one_run_at_a_time(version: str, slots: int) -> None:
+    assert plan(image(run__cog__version=version), slots=4).places == slots
+
+
 def test_the_first_cogs_take_no_options() -> None:
     old = image(org__cogmodel__cog_version="0.6.1")
     asked = plan(old).body(HOST, "http://upload")

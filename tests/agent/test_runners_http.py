@@ -67,6 +67,7 @@ PAGE, NONE, HEALTHY = (200, b"<html>hello</html>"), (404, b""), (200, b'{"status
     ("health", "schema", "told"),
     [
         (PAGE, PAGE, "no Cog server"),
+        ((200, b'{"status": "odd", "setup": "none", "version": "1.2"}'), PAGE, "setup ended as odd"),
         (NONE, PAGE, "HTTP 404"),
         (NONE, (200, b'{"components": 1, "info": 1}'), "HTTP 404"),
         (NONE, (200, b'{"components": {}, "info": 1}'), "HTTP 404"),

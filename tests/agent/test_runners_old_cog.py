@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,15 +14,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from cogflare.agent.depot import Depot
+from cogflare.agent.runners import following
 from cogflare.agent.runners.base import Event, Job, Log, Output, RunLost, SetupFailed, Started
 from cogflare.agent.runners.cogfolder import CogFolderRunner
 from cogflare.agent.runners.coghttp import CogHttpRunner
 from cogflare.agent.runners.cogrelease import CogRelease
 from cogflare.agent.runners.handover import Takeover
+from cogflare.agent.runners.inbox import Inbox
 from cogflare.agent.runners.process import free_port
+from cogflare.agent.runners.receiver import Receiver
 from cogflare.agent.sources import FolderSource
 from support.oldcog import OLD_MODELS, OldCog
 from support.processes import die_with_parent
@@ -123,6 +128,29 @@ async def test_a_run_that_a_request_waits_for_is_canceled() -> None:
         assert model.sink.files[output] == b"painted"
 
 
+async def test_a_model_that_dies_while_a_request_waits_loses_the_run() -> None:
+    async with attached("0.16.12", "painter") as model:
+        with pytest.raises(RunLost, match="the model's process died"):
+            await model.events({"seconds": 0, "crash": True})
+        assert "died" in await asyncio.wait_for(model.runner.wait_broken(), 5)
+
+
+async def test_a_file_that_is_not_there_fails_the_run_that_a_request_waits_for() -> None:
+    """The answer is the same as that to the death of a model."""
+    async with attached("0.16.12", "painter") as model:
+        end = finished(await model.events({"seconds": 0, "name": ""}))
+        assert end.status == "failed"
+        assert await model.runner.health() is None
+
+
+async def test_a_late_word_that_the_input_is_bad_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with attached("0.14.12", "painter") as model:
+        monkeypatch.setattr(following, "_ACCEPTED_S", 0)
+        end = finished(await model.events({"seconds": "many"}))
+        assert end.status == "failed"
+        assert "seconds: " in (end.error or "")
+
+
 async def test_files_that_a_server_keeps_fail_the_run() -> None:
     async with attached("0.9.26", "frames") as model:
         assert "only if it was started with --upload-url" in "".join(model.setup_log)
@@ -146,8 +174,65 @@ async def test_a_file_that_finds_no_room_loses_the_run(release: str, tmp_path: P
     """Such a server leaves the file out and says that all went well."""
     (tmp_path / "depot").touch()
     async with started(release, "frames", depot=Depot(tmp_path / "depot")) as model:
-        with pytest.raises(RunLost):
-            await model.events({"count": 1})
+        seen: list[Event] = []
+
+        async def run(attempt: int) -> None:
+            async for event in model.runner.run(Job(id="p1", attempt=attempt, input={"count": 1})):
+                seen.append(event)
+
+        for attempt in (1, 2):  # the server of 0.8.6 ends, and still takes the second
+            with pytest.raises(RunLost):
+                await run(attempt)
+        told = "".join(event.text for event in seen if isinstance(event, Log))
+        if release == "0.8.6":
+            told += await asyncio.wait_for(model.runner.wait_broken(), 5)
+            assert "/receipts/" in told, "it has the URL in its log"
+        assert not re.search("http://[0-9.:]+/[^/\\s]{20,}/", told), "whoever knows the secret can send us files"
+
+
+async def test_a_name_with_a_hash_sign() -> None:
+    """The servers before 0.9.9 put what is behind it into what they take as the file's URL."""
+    async with started("0.8.6", "painter") as model:
+        output = finished(await model.events({"seconds": 0, "name": "take#1.txt"})).output
+        assert model.sink.files[output] == b"painted"
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[tuple[Receiver, Inbox, MemorySink]]:
+    """A receiver that waits for what comes for one run."""
+    receiver = Receiver(sink := MemorySink())
+    await receiver.start()
+    try:
+        receiver.open("p1-1", inbox := Inbox("p1", "p1-1", lambda body: None, receiver.receipts))
+        yield receiver, inbox, sink
+    finally:
+        await receiver.close()
+
+
+async def test_an_upload_that_comes_again_is_the_same_file() -> None:
+    """A server gives up on an answer after 15 seconds, and sends the file to the same place."""
+    async with receiving() as (receiver, inbox, sink), httpx2.AsyncClient() as client:
+        place = (await client.put(f"{receiver.upload_url}/a.txt", content=b"one")).headers["location"]
+        for _ in range(2):
+            assert (await client.put(place, content=b"one")).is_success
+        assert sink.files[await inbox.stored(place.partition("?")[0])] == b"one"
+        assert (len(sink.puts), inbox.missing) == (1, None)
+
+
+async def test_an_upload_that_breaks_off_is_missing_until_it_comes_again() -> None:
+    async with receiving() as (receiver, inbox, _), httpx2.AsyncClient() as client:
+        url = httpx2.URL(f"{receiver.upload_url}/a.txt")
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(
+            f"PUT {url.path} HTTP/1.1\r\nhost: x\r\nx-prediction-id: p1-1\r\ncontent-length: 9\r\n\r\nhalf".encode()
+        )
+        await writer.drain()
+        writer.close()
+        async with asyncio.timeout(10):
+            while inbox.missing is None:
+                await asyncio.sleep(0.01)
+        await client.put(url, content=b"something", headers={"x-prediction-id": "p1-1"})
+        assert inbox.missing is None
 
 
 # --- an agent that was killed ----------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ async def test_a_broken_data_url_stays_as_the_model_said_it() -> None:
 def test_data_urls_are_decoded() -> None:
     assert decode_data_url("data:text/plain;charset=utf-8,a%20b") == ("text/plain", b"a b")
     assert decode_data_url("data:;base64,AAE=") == ("text/plain", b"\x00\x01")
+    assert decode_data_url("data:None;base64,AAE=") == ("application/octet-stream", b"\x00\x01"), "so Cog once said"
     with pytest.raises(ValueError, match="comma"):
         decode_data_url("data:nothing")
 

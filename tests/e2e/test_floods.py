@@ -23,7 +23,7 @@ FLOOD_BYTES = 100_000_000
 MAX_LOG, MAX_OUTPUT = 1 << 20, 16 << 20
 LOG_MARK = f"[log cut off at {MAX_LOG} bytes]\n"
 OUTPUT_MARK = f"[output cut off at {MAX_OUTPUT} bytes]"
-PATIENCE_S = 1.0
+PATIENCE_S = 2.0
 GROWTH_BYTES = 300_000_000
 
 

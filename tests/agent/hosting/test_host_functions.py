@@ -176,10 +176,10 @@ STUBBORN = """
     from contextlib import suppress
 
     def predict(seconds: float = 60, stubborn: bool = False) -> str:
-        print("asleep")
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
+                print("asleep")  # whoever has read this cancels what stands here
                 time.sleep(60)
             except BaseException:
                 if not stubborn:

@@ -76,7 +76,7 @@ class _CogLaunch:
     ) -> None:
         self.python, self.folder, self.root = python, folder, folder
         self.shape = OutputShape(schema) if schema is not None or release.is_coglet else None
-        self.slots, self.reach_s = config.slots, reach_s(release, _REACH_S)
+        self.slots, self.reach_s = release.slots(config.slots), reach_s(release, _REACH_S)
         self._stub, self._release = config.entry, release
         self._has_file_lists = release.is_coglet and self.shape is not None and self.shape.items_are_files
 

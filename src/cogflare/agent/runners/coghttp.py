@@ -60,6 +60,8 @@ class CogHttpRunner(Driven):
         server = CogServer(self._url)
         try:
             health = await wait_ready(server, log, self._reach_s)
+            if not health.goes_on:
+                self._slots = 1  # it fails at a second run
             shape = await told_shape(server)
             is_taken_over = await self._take_over(server, shape, health, log)
             if not is_taken_over:

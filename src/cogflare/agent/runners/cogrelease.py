@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 _NUMBER = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
-_COGLET, _FREE, _HOST, _GOES_ON, _PORT = (0, 17, 0), (0, 13, 7), (0, 9, 12), (0, 7, 0), (0, 5, 0)
+_COGLET, _FREE, _HOST, _OWNER, _GOES_ON, _PORT = (0, 17, 0), (0, 13, 7), (0, 9, 12), (0, 9, 9), (0, 7, 0), (0, 5, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,10 @@ class CogRelease:
     def goes_on(self) -> bool:
         """Whether a run goes on without the request that started it, reports by webhook, and uploads its files."""
         return self.number >= _GOES_ON
+
+    def slots(self, wanted: int) -> int:
+        """How many runs at a time it gets: one where it would not say whose a file is, and takes no second run."""
+        return wanted if self.number >= _OWNER else 1
 
     @property
     def quiet(self) -> str:

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import httpx2
 import msgspec
 
+ENDED = ("succeeded", "failed", "canceled")
+
 CRASHED = "Prediction failed for an unknown reason"
 """How servers before coglet word the death of the model's process."""
 
@@ -79,9 +81,9 @@ class CogServer:
             body = msgspec.json.decode(response.content, type=dict[str, Any])
         except msgspec.DecodeError as error:
             raise ValueError("what answers there is no Cog server") from error
-        setup, version = body.get("setup") or {}, body.get("version") or {}
+        setup, version = (part if isinstance(part, dict) else {} for part in map(body.get, ("setup", "version")))
         return Health(
-            status=body.get("status", "READY"),
+            status=str(body.get("status", "READY")),
             setup_logs=setup.get("logs") or "",
             boot=setup.get("started_at"),
             cog_version=version.get("python_sdk") or version.get("cog") or "",
@@ -132,22 +134,33 @@ class CogServer:
         answer = _answer(response)
         if answer.kind == "started":
             end = msgspec.json.decode(response.content, type=dict[str, Any])
+            if end.get("status") not in ENDED:
+                return Answer("refused", "the Cog server answered before the run's end")
             took = {"predict_time": round(time.monotonic() - began, 6)} if end["status"] == "succeeded" else {}
             return Answer("started", end=end | {"metrics": end.get("metrics") or took})
         if response.status_code == 500:
-            error = answer.detail if run_id else self._untold(response)
+            is_told = response.headers.get("content-type", "").startswith("application/json")
+            error = answer.detail if is_told and run_id else await self._untold(run_id, is_told)
             return Answer("started", end={"status": "failed", "error": error})
         return answer
 
-    def _untold(self, response: httpx2.Response) -> str:
+    async def _untold(self, run_id: str, is_told: bool) -> str:
         """What went wrong where the server does not say it.
 
         Of a model in a process of its own it passes on what that raised, and falls silent when it has died. Before,
-        there is no other word for what the model raised.
+        there is no other word for what the model raised. A server with ids of runs also falls silent at a file that is
+        not there, but says how it is.
         """
-        if self._is_model_apart and not response.headers.get("content-type", "").startswith("application/json"):
+        if not is_told and (await self._has_died() if run_id else self._is_model_apart):
             return CRASHED
         return "the model raised an exception, or returned what it had not announced: see the log of its server"
+
+    async def _has_died(self) -> bool:
+        """Whether the server has lost its model, which it says until it ends."""
+        for _ in range(2):  # it closes the connection after such an answer
+            with suppress(httpx2.HTTPError, ValueError):
+                return (await self.health()).status == "DEFUNCT"
+        return True
 
     async def poll(self, run_id: str) -> dict[str, Any] | None:
         """The snapshot of that run while it is under way, else None; only for a coglet with a schema."""

@@ -123,7 +123,7 @@ class Plan:
     @property
     def places(self) -> int:
         """How many runs the model takes at once."""
-        return self.slots or self.image.slots()
+        return self.image.release().slots(self.slots or self.image.slots())
 
     def server_port(self, network: Network) -> str:
         """The port on which the server listens, as the container sees it."""

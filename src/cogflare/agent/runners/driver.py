@@ -119,6 +119,7 @@ class CogDriver:
 
     def broke(self, reason: str) -> None:
         """Take note that the server can take no further run."""
+        reason = self._receiver.hide(reason)
         self._broke(reason)
         self._lose_all(reason)
 

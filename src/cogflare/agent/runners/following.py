@@ -21,6 +21,7 @@ from cogflare.agent.runners.base import (
     Event,
     Finished,
     Job,
+    Log,
     Output,
     OutputRefused,
     RunLost,
@@ -28,14 +29,13 @@ from cogflare.agent.runners.base import (
     UploadSink,
     run_name,
 )
-from cogflare.agent.runners.cogserver import CRASHED, Answer, CogServer, NotUnderWay
+from cogflare.agent.runners.cogserver import CRASHED, ENDED, Answer, CogServer, NotUnderWay
 from cogflare.agent.runners.inbox import Inbox
 from cogflare.agent.runners.outputs import OutputFiles, OutputShape
 from cogflare.agent.runners.progress import Progress
 from cogflare.agent.runners.receiver import Receiver
 from cogflare.agent.unreached import why_unreached
 
-_ENDED = ("succeeded", "failed", "canceled")
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.001, 0.25
 _REATTACH_S = 0.2
 _POLL_S = 0.5
@@ -45,10 +45,11 @@ _MAX_SIGNALS = 100
 # when that has passed is it sure that nothing more comes for a run which ended while no agent was there.
 _GONE_S, _LAST_TRY_S = 15.0, 110.0
 
-# How Cog words the death of the model's process, which it reports as a failed prediction.
-_CRASHES = ("Worker crashed", CRASHED)
+# How Cog words the death of the model's process, which it reports as a failed prediction, and that a server which ends
+# for such a reason has taken another run.
+_CRASHES = ("Worker crashed", CRASHED, "Invalid operation: state is WorkerState")
 # And that an output file did not reach the receiver, which is no fault of the model's either.
-_NOT_UPLOADED = ("Failed to upload output", "Got error trying to upload output")
+_NOT_UPLOADED = ("Failed to upload output", "Got error trying to upload output", "Cog: Got error trying to upload")
 
 # How a run is had: it goes on without the request that started it; the request waits for its end, and a webhook tells
 # of it meanwhile; or there is nothing but the request.
@@ -93,7 +94,7 @@ class Following:
 
     def deliver(self, body: dict[str, Any]) -> None:
         """Take in a snapshot of the run; a later one stands for those before it that nobody has looked at."""
-        if body.get("status") in _ENDED:
+        if body.get("status") in ENDED:
             self._signals.put_nowait(("snapshot", "", body))
             return
         if self._manner == "waits":
@@ -181,14 +182,23 @@ class Following:
         try:
             answer = await asking
         except (httpx2.HTTPError, msgspec.DecodeError) as error:
-            self.lose(f"the Cog server dropped the run: {why_unreached(error)}")
+            await self._let_go(f"the Cog server dropped the run: {why_unreached(error)}")
         else:
             if answer.end is not None:
                 self.deliver(answer.end)
+            elif accepted.is_set() and answer.kind == "invalid":
+                self.deliver({"status": "failed", "error": answer.detail})
             elif accepted.is_set():
-                self.lose(f"the Cog server did not run it: {answer.detail or answer.kind}")
+                await self._let_go(f"the Cog server did not run it: {answer.detail or answer.kind}")
         finally:
             asking.cancel()
+
+    async def _let_go(self, reason: str) -> None:
+        """Lose a run whose answer will not come; a proxy may have given up on a server that goes on with it."""
+        if self._manner == "waits":
+            with suppress(httpx2.HTTPError):
+                await self._server.cancel(self.run_id)
+        self.lose(reason)
 
     def _request(self) -> bytes:
         if self._manner == "bare":
@@ -217,7 +227,7 @@ class Following:
         self._is_seen = True
         if kind == "stream":
             return await self._stored(self._progress.stream(event, data)), None
-        is_final = data.get("status") in _ENDED
+        is_final = data.get("status") in ENDED
         events = await self._stored(self._progress.snapshot(data))
         return events, data if is_final else None
 
@@ -226,15 +236,17 @@ class Following:
             return Finished(status="failed", error=self._refusal)
         if body["status"] == "lost":
             return self._end_lost(self._lost or "")
-        if self._inbox.refused is not None and not self.is_canceled:
-            raise RunLost(f"an output file could not be taken: {self._inbox.refused}")
         error = body.get("error")
+        if isinstance(error, str):
+            error = self._receiver.hide(error)
         if body["status"] == "failed" and str(error).startswith(_CRASHES):
             reason = _death(str(error))
             self._on_crash(reason)
             return self._end_lost(reason)
         if body["status"] == "failed" and str(error).startswith(_NOT_UPLOADED):
-            return self._end_lost(f"an output file did not reach the worker: {error}")
+            return self._end_lost(f"an output file did not reach the worker: {self._inbox.missing or error}")
+        if body["status"] == "succeeded" and (missing := self._inbox.missing) is not None:
+            return self._end_lost(f"an output file could not be taken: {missing}")
         metrics = body.get("metrics") or {}
         try:
             output = await self._guard(self._files.whole(body.get("output")))
@@ -257,7 +269,9 @@ class Following:
         """The events with the files of output items stored."""
         stored: list[Event] = []
         for event in events:
-            if not isinstance(event, Output):
+            if isinstance(event, Log):
+                stored.append(Log(self._receiver.hide(event.text)))
+            elif not isinstance(event, Output):
                 stored.append(event)
             elif self._refusal is None:
                 try:

@@ -16,7 +16,8 @@ class FileLost(Exception):
 class Inbox:
     """The inbox of ``run_id``. What begins with ``receipts`` is a receipt of this agent or of an earlier one.
 
-    ``refused`` says why a file was not taken, which some servers do not pass on.
+    ``refused`` says why a file was not taken, which some servers do not pass on. A name in ``torn`` is that of a file
+    of which only a part came, until it comes again.
     """
 
     def __init__(self, prediction_id: str, run_id: str, deliver: Deliver, receipts: str = "") -> None:
@@ -26,10 +27,20 @@ class Inbox:
         self._receipts = receipts
         self._files: dict[str, asyncio.Task[str]] = {}
         self.refused: str | None = None
+        self.torn: set[str] = set()
+
+    @property
+    def missing(self) -> str | None:
+        """Why a file is not here that the server has sent."""
+        return self.refused or next((f"only a part of {name} came" for name in self.torn), None)
 
     def keep(self, receipt: str, storing: asyncio.Task[str]) -> None:
         """Remember the file that was answered with ``receipt``, and the task that hands it to the sink."""
         self._files[receipt] = storing
+
+    def has(self, receipt: str) -> bool:
+        """Say whether the file with that receipt is here."""
+        return receipt in self._files
 
     def holds(self, item: object) -> bool:
         """Say whether ``item`` is the receipt of a file."""
@@ -37,6 +48,7 @@ class Inbox:
 
     async def stored(self, receipt: str) -> str:
         """Wait until the sink has the file; return its reference, or raise `FileLost` or what the sink raised."""
+        receipt = receipt.partition("#")[0]  # a name may have one, which the first servers put behind the receipt
         if receipt not in self._files:
             raise FileLost("its file went with an earlier worker")
         return await asyncio.shield(self._files[receipt])

@@ -132,6 +132,8 @@ def decode_data_url(url: str) -> tuple[str, bytes]:
     if not comma:
         raise ValueError("a data URL without a comma")
     content_type, *parameters = head.split(";")
+    if content_type and "/" not in content_type:  # Cog servers before coglet name a type that they do not know "None"
+        content_type = "application/octet-stream"
     if "base64" in parameters:
         try:
             return content_type or "text/plain", base64.b64decode(content, validate=True)

@@ -27,11 +27,11 @@ from starlette.routing import Route
 from cogflare.agent.depot import Depot
 from cogflare.agent.loopback import LoopbackServer
 from cogflare.agent.runners.base import UploadSink
+from cogflare.agent.runners.cogserver import ENDED
 from cogflare.agent.runners.inbox import Inbox
 
 _CHUNK: Final = 1024 * 1024
 _END: Final = "end.json"
-_ENDED: Final = ("succeeded", "failed", "canceled")
 
 
 class _Received(msgspec.Struct):
@@ -92,6 +92,10 @@ class Receiver:
         """The port and the secret, for a later receiver that shall take this one's place."""
         return self._port, self._secret
 
+    def hide(self, text: str) -> str:
+        """The text without the secret, which is in the URLs of which a Cog server complains."""
+        return text.replace(self._secret, "…")
+
     @property
     def receipts(self) -> str:
         """How every receipt begins."""
@@ -143,7 +147,7 @@ class Receiver:
             return Response(status_code=404)
         body = await request.body()
         snapshot = msgspec.json.decode(body, type=dict[str, Any])
-        if self._depot.is_kept and snapshot.get("status") in _ENDED and self._has_files(body):
+        if self._depot.is_kept and snapshot.get("status") in ENDED and self._has_files(body):
             await self._note_end(inbox, body)
         inbox.deliver(snapshot)
         return Response()
@@ -173,7 +177,7 @@ class Receiver:
         return Response(status_code=307, headers={"location": place})
 
     async def _place(self, request: Request) -> Response:
-        """Take an upload at the place to which it was sent on."""
+        """Take an upload at the place to which it was sent on, maybe again: an answer can come too late."""
         token, filename = str(request.path_params["token"]), request.query_params.get("name", "output")
         return await self._take(request, request.headers.get("x-prediction-id"), token, filename)
 
@@ -185,17 +189,25 @@ class Receiver:
         received = _Received(filename, kind)
         file: Path | None = None
         try:
-            file = self._depot.folder(inbox.run_id) / token
+            folder = self._depot.folder(inbox.run_id)
+            file = folder / secrets.token_hex(16)
             await _save(request, file)
-            _write(file.with_suffix(".file"), msgspec.json.encode(received))
-        except (ClientDisconnect, OSError) as error:
+            if not inbox.has(f"{self.receipts}{token}"):
+                file = file.replace(folder / token)
+                _write(file.with_suffix(".file"), msgspec.json.encode(received))
+                self._keep(inbox, file, received)
+                file = None
+        except ClientDisconnect:
+            inbox.torn.add(filename)
+            return Response(status_code=400)
+        except OSError as error:
+            inbox.refused = str(error)
+            return Response(inbox.refused, status_code=507)
+        finally:
             if file is not None:
                 file.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                inbox.refused = str(error)
-            return Response(str(error), status_code=400 if isinstance(error, ClientDisconnect) else 507)
-        self._keep(inbox, file, received)
-        return Response(headers={"location": f"{self.receipts}{file.name}"})
+        inbox.torn.discard(filename)
+        return Response(headers={"location": f"{self.receipts}{token}"})
 
     def _keep(self, inbox: Inbox, file: Path, received: _Received) -> None:
         """Have the sink store the file."""
