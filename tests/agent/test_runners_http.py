@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -12,7 +13,10 @@ import pytest
 
 from cogflare.agent.runners.base import Job, Log, RestartRefused, RunLost, SetupFailed
 from cogflare.agent.runners.coghttp import CogHttpRunner
+from cogflare.agent.runners.cogserver import CogServer
+from cogflare.agent.runners.driver import wait_up
 from cogflare.agent.runners.process import free_port
+from cogflare.agent.runners.receiver import Receiver
 from support.runners import MemorySink, Offspring, Rigger
 
 pytestmark = pytest.mark.anyio
@@ -107,3 +111,33 @@ async def test_a_server_that_goes_away_loses_its_run(
     with pytest.raises(RunLost, match="does not answer"):
         assert all([isinstance(event, Log) async for event in runs])
     assert "does not answer" in await model.runner.wait_broken()
+
+
+class Complaining:
+    """A program that does not know an option which it was given, and says so."""
+
+    def __init__(self, complaint: str) -> None:
+        self.complaint, self.is_told = complaint, asyncio.Event()
+
+    def news(self) -> str:
+        self.is_told.set()
+        return self.complaint
+
+    async def ended(self) -> str:
+        await self.is_told.wait()
+        return f"the model's server ended with status 2\n{self.complaint}"
+
+
+async def test_where_files_go_is_not_said_in_a_failed_setup() -> None:
+    receiver = Receiver(MemorySink())
+    await receiver.start()
+    server, logs = CogServer(f"http://127.0.0.1:{free_port()}"), list[str]()
+    program = Complaining(f"error: unrecognized arguments: --upload-url {receiver.upload_url}\n")
+    _, secret = receiver.address
+    with pytest.raises(SetupFailed, match="unrecognized arguments: --upload-url") as failed:
+        await wait_up(server, logs.append, 60, program, receiver.hide)
+    assert secret in program.complaint
+    assert secret not in f"{failed.value}{logs}"
+    assert "--upload-url" in logs[0]
+    await server.close()
+    await receiver.close()

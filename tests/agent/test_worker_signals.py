@@ -77,3 +77,28 @@ def test_while_the_gpu_is_asked_for_its_name(tmp_path: Path, agents: list[Agent]
     wait_for(lambda: (tmp_path / "asked").exists() and "set up" in agent.output.read_text())
     time.sleep(1)  # nobody tells when only the name is missing
     assert agent.ends_by(signal.SIGTERM) == STOPPED
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_while_the_model_is_ended(tmp_path: Path, agents: list[Agent], number: signal.Signals) -> None:
+    write_module(
+        tmp_path,
+        """
+        import os, signal
+
+        signal.signal(signal.SIGTERM, lambda *_: open("told", "w").close())  # and it goes on
+        with open("pid", "w") as pid:
+            pid.write(f"{os.getpid()}\\n")
+        print("set up")
+
+        def predict() -> int:
+            return 1
+        """,
+    )
+    agents.append(agent := Agent(tmp_path, "http://127.0.0.1:9"))
+    wait_for(lambda: "set up" in agent.output.read_text())
+    agent.process.send_signal(signal.SIGTERM)
+    wait_for((tmp_path / "told").exists)
+    assert agent.process.poll() is None
+    assert agent.ends_by(number) in (0, STOPPED)
+    assert not Path(f"/proc/{int((tmp_path / 'pid').read_text())}").exists(), "nothing is left running"

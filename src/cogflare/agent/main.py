@@ -75,6 +75,7 @@ async def run_worker(options: WorkerOptions) -> int:
     model = f"{options.owner}/{options.model}"
     async with AsyncExitStack() as stack:
         state = stack.enter_context(claim_state(root, options.server.base, model, clock.wall))
+        signals = stack.enter_context(_Signals())
         depot = Depot(state.path / "outputs")
         transfer = Transfer(options.server, options.token, state.worker, depot=depot)
         stack.push_async_callback(transfer.aclose)
@@ -88,7 +89,7 @@ async def run_worker(options: WorkerOptions) -> int:
         private, folder = options.allow_private_inputs, state.path / "inputs"
         inputs = InputFiles(options.server, shelf, allow_private=private, folder=folder)
         stack.push_async_callback(inputs.aclose)
-        signals = stack.enter_context(_Signals())
+        stack.callback(signals.handle, lambda: None)  # whoever ends the model is not to be interrupted
         # Better now than after the minutes that some models take to load.
         if (code := await _turned_away(options.server, transfer, model, console, signals)) is not None:
             return code

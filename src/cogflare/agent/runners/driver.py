@@ -270,14 +270,19 @@ class Program(Protocol):
         ...
 
 
-async def wait_up(server: CogServer, log: LogSink, reach_s: float, program: Program) -> Health:
-    """Do as `wait_ready` for a server of our own, whose program may end first: then that is said."""
-    ready = asyncio.ensure_future(wait_ready(server, log, reach_s, program.news))
+async def wait_up(
+    server: CogServer, log: LogSink, reach_s: float, program: Program, hide: Callable[[str], str]
+) -> Health:
+    """Do as `wait_ready` for a server of our own, whose program may end first: then that is said.
+
+    ``hide`` takes out of what the program writes what nobody else is to see.
+    """
+    ready = asyncio.ensure_future(wait_ready(server, log, reach_s, lambda: hide(program.news())))
     ended = asyncio.ensure_future(program.ended())
     try:
         await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            raise SetupFailed(ended.result())
+            raise SetupFailed(hide(ended.result()))
         return ready.result()
     finally:
         for task in (ready, ended):

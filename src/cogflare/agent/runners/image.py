@@ -174,7 +174,7 @@ class ImageRunner(Driven):
         """Wait until the container's server is ready, then drive it; raises `SetupFailed`."""
         server = CogServer(container.left.url)
         try:
-            health = await wait_up(server, model.log, reach_s, container)
+            health = await wait_up(server, model.log, reach_s, container, self._receiver.hide)
             await model.describe(server)
         except BaseException:
             await server.close()

@@ -204,7 +204,7 @@ class LaunchedRunner(Driven):
         """Wait until the server is ready, then drive it; raises `SetupFailed`."""
         server = CogServer(f"http://127.0.0.1:{port}")
         try:
-            health = await wait_up(server, model.log, reach_s, process)
+            health = await wait_up(server, model.log, reach_s, process, self._receiver.hide)
             await model.describe(server)
         except BaseException:
             await server.close()
