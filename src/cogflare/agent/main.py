@@ -80,14 +80,13 @@ async def run_worker(options: WorkerOptions) -> int:
         transfer = Transfer(options.server, options.token, state.worker, depot=depot)
         stack.push_async_callback(transfer.aclose)
         ledger = Ledger(state.path, lambda text: console.say("journal", text))
-        left = ledger.read()
-        names = None if left is None else _names(left)
+        names = None if (left := ledger.read()) is None else _names(left)
         shelf, takeover = Shelf(), Takeover(state.path, names, options.keep_model_s, ledger.close)
         about = options.owner, options.model, state.worker, options.slots, options.cache or _default_cache()
         runner = open_runner(options.source, Bench(*about, transfer, takeover, depot, shelf))
         stack.push_async_callback(runner.close)
-        private, folder = options.allow_private_inputs, state.path / "inputs"
-        inputs = InputFiles(options.server, shelf, allow_private=private, folder=folder)
+        private = options.allow_private_inputs
+        inputs = InputFiles(options.server, shelf, allow_private=private, folder=state.path / "inputs")
         stack.push_async_callback(inputs.aclose)
         stack.callback(signals.handle, lambda: None)  # whoever ends the model is not to be interrupted
         # Better now than after the minutes that some models take to load.
