@@ -59,7 +59,7 @@ class Child:
                 if self._channel.fileno() in ready:
                     frames = self._channel.receive()
                 for frame in _joined(frames or []):
-                    if frame["type"] == "ended":
+                    if _is_last(frame):
                         self._read_pipe(on_text)
                     on_frame(frame)
                 if self._pipe in ready and not self._read_pipe(on_text):
@@ -102,6 +102,11 @@ class Child:
         with suppress(ValueError):
             return f"was killed by {signal.Signals(-status).name}"
         return f"was killed by signal {-status}"
+
+
+def _is_last(frame: Frame) -> bool:
+    """Whether what was written before goes first: nothing is to come after an end, nor into a line that goes on."""
+    return frame["type"] == "ended" or not frame.get("text", "\n").endswith("\n")
 
 
 def _joined(frames: list[Frame]) -> Iterator[Frame]:
