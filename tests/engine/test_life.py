@@ -207,6 +207,7 @@ async def test_a_lost_run_goes_to_another_worker_if_there_is_one(store: Database
     created = await rig.create(client)
     key = await first.start(await first.next())
     second = await rig.worker()
+    await rig.settle()
     assert await first.finish(key, status="lost", error="the model crashed") == "committed"
     assert (await second.next()).prediction == created.id
     await second.finish((created.id, 2))

@@ -83,6 +83,7 @@ async def test_a_started_run_that_was_lost_pauses_before_the_next_try(store: Dat
     first, client = await rig.worker(), await rig.caller("ada")
     created = await rig.create(client)
     second = await rig.worker()
+    await rig.settle()
     await lose(first)
     shown = await rig.predictions.get(client.account, created.id)
     assert (await phase_of(rig, created.id), shown.status) == ("parked", "processing")
@@ -104,6 +105,7 @@ async def test_what_had_not_started_waits_for_nothing(store: Database) -> None:
     created = await rig.create(client)
     work = await first.next()
     second = await rig.worker()
+    await rig.settle()
     await first.finish((work.prediction, work.attempt), status="lost", error="no room")
     assert ((await second.next()).prediction, await phase_of(rig, created.id)) == (created.id, "assigned")
 
